@@ -1,0 +1,1 @@
+"""Each module touches one outside thing, decides nothing, and never imports another adapter."""

@@ -1,0 +1,1 @@
+"""Decisions: values in, values out. No file, clock, socket or random number is touched here."""

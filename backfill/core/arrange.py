@@ -1,0 +1,264 @@
+"""Puts interactions in order and cuts them into requests.
+
+A pure function of the rows: the same rows come out in the same requests under the same numbers, whatever happened
+between two tries. Never reads a file and never renders a value.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import polars as pl
+from polars_hash import NonCryptographicHashingNameSpace as Hash
+
+from backfill.core.limits import (
+    BUCKET_BYTES,
+    BUCKET_ROWS,
+    MAX_LANES,
+    ROWS_PER_LANE,
+    SLOTS,
+)
+
+ROW_SCHEMA = {
+    "export": pl.UInt32(),
+    "row": pl.Int64(),
+    "line": pl.Int64(),
+    "customer_key": pl.String(),
+    "customer_key_name": pl.String(),
+    "tid": pl.String(),
+    "timestamp": pl.Datetime("us", "UTC"),
+    "lane": pl.UInt16(),
+    "request": pl.Int64(),
+    "position": pl.Int16(),
+    "duplicate_of_export": pl.UInt32(),
+    "duplicate_of_row": pl.Int64(),
+}
+"""The columns of `Arranged.rows`. Positions count from 0; a duplicate has neither request nor position."""
+
+REQUEST_SCHEMA = {
+    "request": pl.Int64(),
+    "lane": pl.UInt16(),
+    "tid": pl.String(),
+    "count": pl.Int16(),
+    "body": pl.String(),
+    "sizes": pl.List(pl.UInt32()),
+}
+"""The columns of `Arranged.requests`. `body`: the interactions' JSON joined by commas, `sizes`: the bytes of each."""
+
+_DEFAULT_KEY_NAME = "customerkey"  # what the API takes for a key without a name
+
+SPAN_WIDTHS_US = (3_600_000_000, 1_000_000, 1)
+"""How closely a lane that is too large is looked at: by hours, then by seconds and instants where these are crowded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """What is arranged at once: the slots of some neighbouring lanes, or a range of time of one lane.
+
+    All ranges are half open; times are epoch microseconds, None where a piece has all times. The numbers of its
+    requests lie in [first_request, first_request + rows).
+    """
+
+    piece: int
+    lane_from: int
+    lane_to: int
+    slot_from: int
+    slot_to: int
+    rows: int
+    first_request: int
+    time_from_us: int | None = None
+    time_to_us: int | None = None
+
+
+class Arranged(NamedTuple):
+    """`rows`: one line per interaction, in delivery order. `requests`: one line per request."""
+
+    rows: pl.DataFrame
+    requests: pl.DataFrame
+
+
+class Span(NamedTuple):
+    """Rows of one lane whose timestamps begin with `start_us` and end before `start_us + width_us`."""
+
+    start_us: int
+    width_us: int
+    rows: int
+
+
+class LaneRange(NamedTuple):
+    """Neighbouring lanes that together make a bucket. `too_large`: a single lane that has to be cut by time."""
+
+    lane_from: int
+    lane_to: int
+    rows: int
+    too_large: bool
+
+
+def customer() -> pl.Expr:
+    """Whose interaction a row is: a hash, UInt64, that is the same in every version.
+
+    The customer is (key name, key); for a row without a key its `tid`. With neither it is the content itself:
+    nothing has to keep an order with it, but its duplicates must come to the same lane to be seen.
+    Needs customer_key, customer_key_name, tid, fingerprint.
+    """
+    # The letter keeps keys and tids apart. No key holds a control character, so the last NUL ends the name.
+    by_key = pl.concat_str(
+        pl.lit("k"), pl.col("customer_key_name").fill_null(_DEFAULT_KEY_NAME), pl.lit("\0"), pl.col("customer_key")
+    )
+    by_tid = pl.concat_str(pl.lit("t"), pl.col("tid"))
+    known = Hash(pl.coalesce(by_key, by_tid)).xxh3_64()
+    return pl.coalesce(known, Hash(pl.col("fingerprint")).xxh3_64())
+
+
+def slot() -> pl.Expr:
+    """The share of all customers that `customer` belongs to: UInt16 below SLOTS."""
+    return (pl.col("customer") % SLOTS).cast(pl.UInt16)
+
+
+def run_order(rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows of a run, sorted so that the rows of a piece stand together in it."""
+    return rows.sort("slot", "timestamp", maintain_order=True)
+
+
+def lane_count(valid_rows: int) -> int:
+    """How many lanes a load has."""
+    return max(1, min(MAX_LANES, valid_rows // ROWS_PER_LANE))
+
+
+def first_slot(lane: int, lanes: int) -> int:
+    """Where a lane begins. The lane of a slot is `slot * lanes // SLOTS`; `first_slot(lanes, lanes)` is SLOTS."""
+    return -(-lane * SLOTS // lanes)
+
+
+def buckets(slot_rows: Sequence[int], slot_bytes: Sequence[int], lanes: int) -> list[LaneRange]:
+    """Group the lanes into buckets of at most BUCKET_ROWS rows and BUCKET_BYTES of JSON.
+
+    `slot_rows`, `slot_bytes`: what each slot holds. A lane beyond that is a bucket alone. Lanes without rows at
+    the edge of a bucket belong to none.
+    """
+    ranges: list[LaneRange] = []
+    start = end = rows = size = 0
+
+    def close() -> None:
+        if rows:
+            ranges.append(LaneRange(start, end, rows, rows > BUCKET_ROWS or size > BUCKET_BYTES))
+
+    for lane in range(lanes):
+        slots = slice(first_slot(lane, lanes), first_slot(lane + 1, lanes))
+        lane_rows, lane_bytes = sum(slot_rows[slots]), sum(slot_bytes[slots])
+        if not lane_rows:
+            continue
+        if rows + lane_rows > BUCKET_ROWS or size + lane_bytes > BUCKET_BYTES:
+            close()
+            rows = size = 0
+        if not rows:
+            start = lane
+        end, rows, size = lane + 1, rows + lane_rows, size + lane_bytes
+    close()
+    return ranges
+
+
+def crowded(spans: Sequence[Span], limit: int) -> list[Span]:
+    """The spans that hold more rows than a piece should and can be looked at more closely."""
+    return [span for span in spans if span.rows > limit and span.width_us > 1]
+
+
+def time_ranges(spans: Sequence[Span], limit: int) -> list[Span]:
+    """Neighbouring spans, in order of time, joined up to `limit` rows. One instant is never cut in two.
+
+    So the duplicates of an interaction, which share its instant, always meet in one piece.
+    """
+    joined: list[Span] = []
+    for span in sorted(spans):
+        last = joined[-1] if joined else None
+        if last is not None and last.rows + span.rows <= limit:
+            end_us = span.start_us + span.width_us
+            joined[-1] = Span(last.start_us, end_us - last.start_us, last.rows + span.rows)
+        else:
+            joined.append(span)
+    return joined
+
+
+def arrange(rows: pl.DataFrame, *, lanes: int, first_request: int, most: int, duplicates: str) -> Arranged:
+    """Put the rows of one piece in order, find duplicates, cut requests of at most `most` interactions.
+
+    Takes the rows of the runs, in any order. Within a lane come first the customers without any `tid`, by
+    (timestamp, export, row), then those with one, by (customer, timestamp, export, row); a request ends where
+    `tid` changes. Of interactions with one fingerprint the first by (export, row) stays, the others name it in
+    duplicate_of_export and duplicate_of_row and are in no request, unless `duplicates` is "send".
+    """
+    ordered = _ordered(
+        rows.with_columns((pl.col("slot").cast(pl.UInt32) * lanes // SLOTS).cast(pl.UInt16).alias("lane"))
+    )
+    ordered = _with_originals(ordered) if duplicates == "skip" else ordered.with_columns(_no_original())
+    kept = pl.col("duplicate_of_row").is_null()
+    ends = pl.any_horizontal(
+        pl.col("lane").ne_missing(pl.col("lane").shift()), pl.col("tid").ne_missing(pl.col("tid").shift())
+    )
+    sent = ordered.select("lane", "tid", "body", kept=kept).with_row_index("index").filter("kept")
+    sent = (
+        sent.with_columns(pl.int_range(pl.len(), dtype=pl.Int64).alias("n"), ends.alias("starts"))
+        .with_columns((pl.col("n") - pl.when("starts").then("n").forward_fill()).alias("run"))
+        .with_columns((pl.col("run") % most).cast(pl.Int16).alias("position"))
+        .with_columns(((pl.col("position") == 0).cum_sum().cast(pl.Int64) + (first_request - 1)).alias("request"))
+    )
+    numbered = ordered.drop("body", "fingerprint", "customer", "slot").with_columns(
+        _spread(sent, "request", ordered.height, pl.Int64()), _spread(sent, "position", ordered.height, pl.Int16())
+    )
+    requests = sent.group_by("request", maintain_order=True).agg(
+        pl.col("lane").first(),
+        pl.col("tid").first(),
+        pl.len().cast(pl.Int16).alias("count"),
+        pl.col("body").str.join(","),
+        pl.col("body").str.len_bytes().alias("sizes"),
+    )
+    return Arranged(numbered.select(ROW_SCHEMA), requests.select(REQUEST_SCHEMA))
+
+
+def _ordered(rows: pl.DataFrame) -> pl.DataFrame:
+    by = ["lane", "timestamp", "export", "row"]
+    if rows["tid"].null_count() == rows.height:
+        return rows.sort(by)
+    bound = pl.col("tid").is_not_null().any().over("customer")
+    return (
+        rows.with_columns(pl.when(bound).then("customer").alias("bound"))
+        .sort("lane", "bound", "timestamp", "export", "row", nulls_last=False)
+        .drop("bound")
+    )
+
+
+def _no_original() -> list[pl.Expr]:
+    return [
+        pl.lit(None, dtype=pl.UInt32).alias("duplicate_of_export"),
+        pl.lit(None, dtype=pl.Int64).alias("duplicate_of_row"),
+    ]
+
+
+def _with_originals(rows: pl.DataFrame) -> pl.DataFrame:
+    twins = (
+        rows.select("fingerprint", "export", "row")
+        .with_row_index("index")
+        .filter(pl.col("fingerprint").is_duplicated())
+    )
+    if twins.is_empty():
+        return rows.with_columns(_no_original())
+    later = (
+        twins.sort("export", "row")
+        .with_columns(
+            pl.col("export").first().over("fingerprint").alias("duplicate_of_export"),
+            pl.col("row").first().over("fingerprint").alias("duplicate_of_row"),
+        )
+        .filter((pl.col("export") != pl.col("duplicate_of_export")) | (pl.col("row") != pl.col("duplicate_of_row")))
+    )
+    return rows.with_columns(
+        _spread(later, "duplicate_of_export", rows.height, pl.UInt32()),
+        _spread(later, "duplicate_of_row", rows.height, pl.Int64()),
+    )
+
+
+def _spread(some: pl.DataFrame, column: str, size: int, dtype: pl.DataType) -> pl.Series:
+    """The values of `column` at the rows that `index` names, null at all others."""
+    if some.height == size:
+        return some.sort("index")[column].cast(dtype)
+    spread = pl.repeat(None, size, dtype=dtype, eager=True)
+    return spread.scatter(some["index"], some[column]).alias(column)

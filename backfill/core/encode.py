@@ -1,0 +1,155 @@
+"""Writes interactions as the JSON that the API reads.
+
+Each interaction is rendered once, when it is staged, and is never rendered again: what is sent, sent again after a
+crash, or cut out of a request that was split, are the same bytes. Never decides which interactions share a request.
+"""
+
+import json
+from collections.abc import Sequence
+
+import polars as pl
+from polars_hash import NonCryptographicHashingNameSpace as Hash
+
+from backfill.core.config import BulkKey, Wire
+
+_ESCAPES = {chr(code): f"\\u{code:04x}" for code in range(0x20)} | {
+    "\b": "\\b",
+    "\t": "\\t",
+    "\n": "\\n",
+    "\f": "\\f",
+    "\r": "\\r",
+    '"': '\\"',
+    "\\": "\\\\",
+}
+"""What JSON does not allow inside a string (RFC 8259, section 7). Everything else stays as it is, in UTF-8."""
+
+_Part = str | pl.Expr
+"""A piece of rendered text: a constant, or what an expression gives for each row."""
+
+_TEXT = ("url", "customer_key", "customer_key_name", "tid")
+
+
+def render(rows: pl.DataFrame, property_names: Sequence[str], wire: Wire) -> pl.DataFrame:
+    """The JSON of each row and the fingerprint of its content.
+
+    Takes the valid rows of `validate`, with `property_0` ... in the order of `property_names`.
+    Shape: (rows, 2): `body` String; `fingerprint` Binary of 16 bytes. All values are JSON strings, but for a
+    timestamp in epoch milliseconds; what a row lacks is left out. The fingerprint is equal for two interactions with the same
+    instant, address, customer, tid and properties, whatever `[wire]` says and whatever column they came from.
+    """
+    properties = [f"property_{position}" for position in range(len(property_names))]
+    safe = _escaped(rows.select("timestamp", *_TEXT, *properties))
+    parts: list[_Part] = [
+        '"',
+        pl.col("url"),
+        '"',
+        *_optional(safe, "customer_key", ',"customerKey":"'),
+        *_optional(safe, "customer_key_name", ',"customerKeyName":"'),
+        *_property_list(safe, properties, property_names),
+        "}",
+    ]
+    # The long part is the same in the body and in what is hashed. So neither the order of these parts nor their
+    # spelling may ever change: fingerprints are compared across loads, and across versions.
+    content = safe.select("timestamp", "tid", _joined(parts, ignore_nulls=True).alias("content"))
+    head = f"{{{_quoted(wire.timestamp_field)}:"
+    address = f",{_quoted(wire.address_field)}:"
+    if wire.timestamp_format == "epoch_ms":
+        time = pl.col("timestamp").dt.epoch("ms").cast(pl.String)
+    else:
+        time = pl.col("timestamp").dt.to_string('"%Y-%m-%dT%H:%M:%S%.3fZ"')
+    canonical = pl.concat_str(
+        pl.col("timestamp").dt.epoch("us").cast(pl.String),
+        pl.lit("\n"),
+        pl.col("tid").fill_null(""),
+        pl.lit("\n"),
+        pl.col("content"),
+    )
+    return content.select(
+        pl.concat_str(pl.lit(head), time, pl.lit(address), pl.col("content")).alias("body"),
+        Hash(canonical).xxh3_128(return_binary=True, byte_order="big").alias("fingerprint"),
+    )
+
+
+def request_body(fragment: bytes, wire: Wire, call: str) -> bytes:
+    """The body of a request whose interactions' JSON, joined by commas, is `fragment`.
+
+    `interaction-offline` takes the one object itself, the bulk call an array or an object with one.
+    """
+    if call == "interaction-offline":
+        return fragment
+    if isinstance(wire.bulk, BulkKey):
+        return b"{%s:[%s]}" % (_quoted(wire.bulk.key).encode(), fragment)
+    return b"[%s]" % fragment
+
+
+def cut(fragment: bytes, sizes: Sequence[int], first: int, count: int) -> bytes:
+    """The interactions at positions [first, first + count) of a request's fragment. `sizes`: bytes of each one."""
+    if first < 0 or count < 1 or first + count > len(sizes):
+        raise ValueError(f"no positions {first} to {first + count} in a request of {len(sizes)}")
+    start = sum(sizes[:first]) + first  # a comma after each
+    return fragment[start : start + sum(sizes[first : first + count]) + count - 1]
+
+
+def _escaped(rows: pl.DataFrame) -> pl.DataFrame:
+    """Text as it stands between the quotes of JSON. Looked at first, since few columns need any change."""
+    text = [name for name, dtype in rows.schema.items() if dtype == pl.String]
+    found = rows.select(pl.col(text).str.contains_any(list(_ESCAPES)).any()).row(0)
+    needy = [name for name, needs in zip(text, found, strict=True) if needs]
+    if not needy:
+        return rows
+    return rows.with_columns(pl.col(needy).str.replace_many(_ESCAPES))
+
+
+def _optional(rows: pl.DataFrame, column: str, opening: str, closing: str = '"') -> list[_Part]:
+    """`opening`, the value, `closing`; nothing where the value is missing."""
+    missing = rows[column].null_count()
+    if missing == rows.height:
+        return []
+    parts: list[_Part] = [opening, pl.col(column), closing]
+    return parts if missing == 0 else [_joined(parts)]
+
+
+def _property_list(rows: pl.DataFrame, columns: Sequence[str], names: Sequence[str]) -> list[_Part]:
+    """The `properties` of each row; nothing for a row that has none."""
+    groups: list[pl.Expr] = []
+    always: list[_Part] = []  # the properties in a row's list since the last one that some row lacks
+    in_every_row = False
+    for column, name in zip(columns, names, strict=True):
+        match _optional(rows, column, f'{{"name":{_quoted(name)},"value":"', '"}'):
+            case [pl.Expr() as some]:
+                if always:
+                    groups.append(_joined(always))
+                groups.append(some)
+                always = []
+            case [*parts]:
+                in_every_row |= bool(parts)
+                always += [",", *parts] if always and parts else parts
+    if not groups:
+        return [',"properties":[', *always, "]"] if always else []
+    if always:
+        groups.append(_joined(always))
+    listed = pl.concat_str(groups, separator=",", ignore_nulls=True)
+    if in_every_row:
+        return [',"properties":[', listed, "]"]
+    return [_joined([',"properties":[', pl.when(listed != "").then(listed), "]"])]
+
+
+def _joined(parts: Sequence[_Part], *, ignore_nulls: bool = False) -> pl.Expr:
+    """All parts as one text. Neighbouring constants are joined first: each part costs a copy per row."""
+    merged: list[pl.Expr] = []
+    constant = ""
+    for part in parts:
+        if isinstance(part, str):
+            constant += part
+            continue
+        if constant:
+            merged.append(pl.lit(constant))
+        merged.append(part)
+        constant = ""
+    if constant:
+        merged.append(pl.lit(constant))
+    return pl.concat_str(merged, ignore_nulls=ignore_nulls)
+
+
+def _quoted(name: str) -> str:
+    return json.dumps(name, ensure_ascii=False)

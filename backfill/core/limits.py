@@ -1,0 +1,34 @@
+"""Numbers that bound the work, each with the reason for its value."""
+
+MAX_INTERACTIONS = 100
+"""Interactions in one request: the API refuses 101 (API reference, `interactions/offline`)."""
+
+SLOTS = 4096
+"""Fixed shares of all customers. Eight times the most lanes, so that lanes of whole slots come out even."""
+
+ROWS_PER_LANE = 2_000
+"""Twenty full requests: the short last request of a lane then costs about 2% more calls."""
+
+MAX_LANES = 512
+"""More lanes than connections that any tenant allows; more would only shorten last requests."""
+
+BUCKET_ROWS = 150_000
+"""Rows arranged at once: some 50 MB in memory, and little enough to sort in a fraction of a second."""
+
+RUN_ROWS = 150_000
+"""Rows in one spooled run."""
+
+CSV_BLOCK_BYTES = 8 << 20
+"""Bytes parsed at once: large enough for polars to be fast, small enough to be forgotten."""
+
+MAX_RECORD_BYTES = 64 << 20
+"""One CSV record longer than this is taken for an unclosed quote."""
+
+MAX_KEY_CHARS = 1_000
+"""A customer key longer than this is a mistake in the mapping, not a key."""
+
+MAX_REPLY_BYTES = 1 << 20
+"""A reply body beyond this is not read on: no acknowledgement of 100 interactions is that long."""
+
+BUCKET_BYTES = 64 << 20
+"""JSON arranged at once, where interactions are so large that BUCKET_ROWS of them would not stay small."""

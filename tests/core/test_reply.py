@@ -1,0 +1,191 @@
+"""The reply table of the design, section 3, by plain values."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backfill.core.config import Wire
+from backfill.core.reply import MAX_WORDS, Fate, Verdict, masked, read, retry_after_s
+
+NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+
+
+def verdict(
+    status: int,
+    body: object = None,
+    *,
+    headers: dict[str, str] | None = None,
+    raw: bytes | None = None,
+    interactions: int = 100,
+    wire: Wire | None = None,
+    unapplied: tuple[int, ...] = (408, 429, 503),
+) -> Verdict:
+    content = raw if raw is not None else json.dumps(body).encode()
+    return read(
+        status,
+        headers or {},
+        content,
+        interactions=interactions,
+        wire=wire or Wire(),
+        unapplied_statuses=unapplied,
+        now=NOW,
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "fate"),
+    [
+        (200, Fate.ACKNOWLEDGED),
+        (301, Fate.MISDIRECTED),
+        (302, Fate.REDIRECTED),
+        (303, Fate.REDIRECTED),
+        (304, Fate.REDIRECTED),
+        (307, Fate.MISDIRECTED),
+        (308, Fate.MISDIRECTED),
+        (400, Fate.REFUSED),
+        (401, Fate.UNAUTHORISED),
+        (403, Fate.FORBIDDEN),
+        (404, Fate.MISDIRECTED),
+        (405, Fate.MISDIRECTED),
+        (408, Fate.UNAPPLIED),
+        (413, Fate.TOO_LARGE),
+        (418, Fate.MISDIRECTED),
+        (422, Fate.REFUSED),
+        (429, Fate.UNAPPLIED),
+        (500, Fate.UNCLEAR),
+        (502, Fate.UNCLEAR),
+        (503, Fate.UNAPPLIED),
+        (504, Fate.UNCLEAR),
+    ],
+)
+@pytest.mark.parametrize("embedded", [True, False])
+def test_each_status_has_its_fate(status: int, fate: Fate, embedded: bool) -> None:
+    """The status counts the same whether it is HTTP's or stands in the body of a 200."""
+    found = verdict(200 if embedded else status, {"statusCode": status})
+    assert (found.fate, found.http_status) == (fate, status)
+
+
+def test_an_acknowledgement_keeps_the_tid() -> None:
+    """The reference asks to keep the TID of a reply."""
+    assert verdict(200, {"statusCode": 200, "tid": "abc"}).tid == "abc"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"<html>OK</html>",
+        b'{"statusCode": 200, "tid": "cut sh',
+        b"{}",
+        b"null",
+        b"200",
+        b'"statusCode: 200"',
+        b'{"statusCode": true}',
+        b'{"statusCode": null}',
+        b'{"statusCode": 2000}',
+        b'{"statusCode": 0}',
+        b'{"statusCode": "ok"}',
+        b'{"statusCode": 200, "errors": [{"message": "row 3"}]}',
+        b"[]",
+        b'[{"statusCode": 200}]',
+        b'\xff\xfe{"statusCode": 200}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_200_that_does_not_acknowledge_is_unclear(raw: bytes) -> None:
+    """Whatever is not recognised is never taken as delivered."""
+    assert verdict(200, raw=raw).fate is Fate.UNCLEAR
+
+
+def test_a_compressed_body_is_not_opened() -> None:
+    """We ask for no compression; what claims it is not read."""
+    headers = {"content-encoding": "gzip"}
+    assert verdict(200, {"statusCode": 200}, headers=headers).fate is Fate.UNCLEAR
+
+
+def test_an_array_acknowledges_when_each_interaction_is_acknowledged() -> None:
+    """One result per interaction, all of them 200."""
+    assert verdict(200, [{"statusCode": 200}] * 3, interactions=3).fate is Fate.ACKNOWLEDGED
+
+
+def test_an_array_of_several_fates_is_unclear() -> None:
+    """Results that differ say nothing about the request as a whole."""
+    assert verdict(200, [{"statusCode": 200}, {"statusCode": 400}], interactions=2).fate is Fate.UNCLEAR
+
+
+@pytest.mark.parametrize("raw", [b"", b"OK", b"{}"])
+def test_http_status_alone_may_acknowledge_where_declared(raw: bytes) -> None:
+    """`acknowledged_by = "http_status"` takes a bare 2xx."""
+    assert verdict(204, raw=raw, wire=Wire(acknowledged_by="http_status")).fate is Fate.ACKNOWLEDGED
+
+
+def test_the_body_outranks_http_status_even_where_that_acknowledges() -> None:
+    """A contradicting `statusCode` counts under either setting."""
+    assert verdict(200, {"statusCode": 500}, wire=Wire(acknowledged_by="http_status")).fate is Fate.UNCLEAR
+
+
+def test_statuses_declared_as_unapplied_come_first() -> None:
+    """A tenant whose gateway answers 502 before its API may say so."""
+    assert verdict(502, unapplied=(502,)).fate is Fate.UNAPPLIED
+
+
+@pytest.mark.parametrize(
+    ("raw", "seconds"),
+    [
+        ("120", 120.0),
+        (" 0 ", 0.0),
+        ("Sun, 01 Mar 2026 12:01:00 GMT", 60.0),
+        ("Sun, 01 Mar 2026 11:59:00 GMT", None),
+        ("-5", None),
+        ("1e3", None),
+        ("soon", None),
+        ("", None),
+        ("\u0661\u0662", None),
+        ("99999999999999999999", None),
+        (None, None),
+    ],
+)
+def test_retry_after(raw: str | None, seconds: float | None) -> None:
+    """Seconds or an HTTP date; rubbish and the past are ignored."""
+    assert retry_after_s(raw, NOW) == seconds
+
+
+@given(st.text(max_size=40))
+def test_no_retry_after_is_an_exception(raw: str) -> None:
+    """Whatever a server writes there, it is a number of seconds or nothing."""
+    found = retry_after_s(raw, NOW)
+    assert found is None or found >= 0
+
+
+@given(st.integers(100, 599), st.binary(max_size=200))
+def test_no_reply_is_an_exception_and_rubbish_never_acknowledges(status: int, raw: bytes) -> None:
+    """Random bytes are not an acknowledgement."""
+    assert verdict(status, raw=raw).fate is not Fate.ACKNOWLEDGED
+
+
+def test_words_are_masked_before_they_are_cut() -> None:
+    """No customer's value reaches the journal, also where the cut would have halved it."""
+    key = "jane.doe@example.org"
+    sent = json.dumps(
+        [{"customerKey": key, "url": "api://shop/buy", "properties": [{"name": "plan", "value": "gold"}]}]
+    )
+    words = "x" * (MAX_WORDS - 5) + key + " api://shop/buy property plan: gold"
+    shown = masked(words, sent.encode())
+    assert len(shown) == MAX_WORDS
+    assert "jane" not in shown
+    assert masked("property plan: gold is wrong", sent.encode()) == "property plan: *** is wrong"
+
+
+def test_the_words_of_a_refusal_are_read() -> None:
+    """From an object, a list of errors or a nested error."""
+    assert verdict(400, {"statusCode": 400, "message": "url is\n missing"}).words == "url is missing"
+    assert verdict(400, {"errors": [{"message": "a"}, {"message": "b"}]}).words == "a | b"
+
+
+def test_a_retry_after_date_counts_from_now() -> None:
+    """The wall clock is passed in."""
+    when = (NOW + timedelta(seconds=30)).strftime("%a, %d %b %Y %H:%M:%S GMT")
+    assert verdict(503, headers={"retry-after": when}).retry_after_s == 30
