@@ -16,6 +16,7 @@ import polars as pl
 from backfill.adapters import staging
 from backfill.adapters.journal import Journal
 from backfill.core import encode
+from backfill.core.arrange import Piece
 from backfill.core.config import RunConfig
 from backfill.core.dispatch import Fetched, Ready
 from backfill.core.lifecycle import Part, Standing, unfinished
@@ -48,7 +49,7 @@ class Backlog:
         self._pieces = staging.read_manifest(folder).pieces
         self._first_requests = [piece.first_request for piece in self._pieces]
         self._buckets = iter(_by_lanes(self._pieces))
-        self._rest: dict[int, list[staging.Piece]] = {}  # by lane: pieces not yet fetched
+        self._rest: dict[int, list[Piece]] = {}  # by lane: pieces not yet fetched
         self._groups: OrderedDict[tuple[int, int], _Group] = OrderedDict()
         # A lane walks through one group at a time, and lanes that go side by side mostly share groups.
         self._most_groups = config.budget.concurrency + 8
@@ -80,7 +81,7 @@ class Backlog:
         piece, group, place = self._locate(part)
         return self._cut(self._group(piece, group), place, part)
 
-    def _ready(self, piece: staging.Piece) -> list[Ready]:
+    def _ready(self, piece: Piece) -> list[Ready]:
         last_request = piece.first_request + piece.rows - 1
         by_request: dict[int, list[Standing]] = {}
         for standing in self._journal.standings(self._load, piece.first_request, last_request):
@@ -135,9 +136,9 @@ class Backlog:
         return Body(encode.request_body(fragment, self._config.wire, self._config.api.call), group.tids[place])
 
 
-def _by_lanes(pieces: tuple[staging.Piece, ...]) -> Iterator[list[staging.Piece]]:
+def _by_lanes(pieces: tuple[Piece, ...]) -> Iterator[list[Piece]]:
     """Pieces of the same lanes together: more than one where a single lane fills a bucket."""
-    bucket: list[staging.Piece] = []
+    bucket: list[Piece] = []
     for piece in pieces:
         if bucket and piece.lane_from != bucket[0].lane_from:
             yield bucket

@@ -20,18 +20,18 @@ from backfill.adapters.interaction_api import Credentials
 from backfill.adapters.journal import Journal
 from backfill.adapters.state import Export, JobFile, Load, StateDirectory, Tenant
 from backfill.backlog import Backlog, planned_interactions
+from backfill.core.account import CustomerKeys
 from backfill.core.config import RunConfig, differences, frozen
 from backfill.core.dispatch import Stopped
 from backfill.core.errors import (
     BackfillError,
     ConfigurationError,
     ExitCode,
-    ExportError,
     StoppedEarly,
     StorageError,
     Unusable,
 )
-from backfill.core.summary import ExportCounts, Progress, Summary, exit_code, refused_limit
+from backfill.core.summary import ExportCounts, Progress, Summary, exit_code
 from backfill.deliver import Stop, deliver
 from backfill.intake import Intake, must_be_unchanged, take_in
 from backfill.settle import LoadOnDisk, settle
@@ -136,9 +136,9 @@ class _Execution:
         for load in unfinished:
             self._go_through(journal, load.load)
         if new and self._stopped is None:
-            load = self._stage(new)
-            if load is not None:
-                self._go_through(journal, load.load)
+            staged = self._stage(new)
+            if staged is not None:
+                self._go_through(journal, staged.load)
         if self._stopped is not None:
             taken = {export.path for load in self._job.loads for export in load.exports}
             self._not_taken = tuple(path for path in new if str(path) not in taken)
@@ -200,28 +200,12 @@ class _Execution:
                 report=self._report,
                 stopped=lambda: self._stop.requested,
             )
-            self._must_be_clean(spooled, folder)
         except StoppedEarly as error:
-            _remove(folder)
-            self._stopped = Stopped(code=ExitCode.STOPPED_EARLY, reason=f"{error.message} Nothing was staged.")
+            self._stopped = Stopped(code=ExitCode.STOPPED_EARLY, reason=error.message)
             return None
-        except BackfillError:
-            _remove(folder)
-            raise
         load = Load(load=number, config=frozen(self._config), exports=_fingerprints(spooled))
         self._write_job(replace(self._job, loads=(*self._job.loads, load)))  # the freeze
         return load
-
-    def _must_be_clean(self, spooled: staging.Manifest, folder: Path) -> None:
-        for number, export in enumerate(spooled.exports):
-            limit = refused_limit(self._config.rows.max_rejected, export.rows)
-            if export.invalid > limit:
-                raise ExportError(
-                    f"{export.path}: {export.invalid:,} of {export.rows:,} rows are invalid, more than "
-                    f"rows.max_rejected = {self._config.rows.max_rejected} allows ({limit:,}): "
-                    f"{stage.invalid_by_reason(folder, spooled, number)}. Nothing was sent or kept. Mend the export or "
-                    "the configuration, or raise rows.max_rejected."
-                )
 
     def _go_through(self, journal: Journal, load: int) -> None:
         """Arrange and deliver a load, as far as nothing stops it."""
@@ -321,8 +305,8 @@ class _Execution:
         )
 
 
-def _customer_keys(load: Load) -> str:
-    return str(load.config.get("ledger", {}).get("customer_key", "plain"))
+def _customer_keys(load: Load) -> CustomerKeys:
+    return "omit" if load.config["ledger"]["customer_key"] == "omit" else "plain"
 
 
 def _fingerprints(spooled: staging.Manifest) -> tuple[Export, ...]:

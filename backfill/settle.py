@@ -24,6 +24,7 @@ from backfill.adapters.ledger import (
     stamp,
 )
 from backfill.core.account import CustomerKeys, add_counts, count_outcomes, invalid_lines, sent_lines
+from backfill.core.arrange import Piece
 from backfill.core.errors import StorageError
 from backfill.core.lifecycle import Standing
 from backfill.core.summary import OUTCOMES, ExportCounts, Progress
@@ -127,15 +128,11 @@ class _Settling:
         self._ledger = ledger
         self._progress = progress
         self._exports = [export.path for export in manifest.exports]
-        same_keys = any(
-            entry.load == load.load and entry.customer_keys == load.customer_keys for entry in before.loads
-        )
+        same_keys = any(entry.load == load.load and entry.customer_keys == load.customer_keys for entry in before.loads)
         self._before = {part.path: part for part in before.parts_of(load.load)} if same_keys else {}
 
     def settle(self) -> _Settled:
-        arranged = [
-            piece for piece in self._manifest.pieces if staging.is_arranged(self._load.folder, piece.piece)
-        ]
+        arranged = [piece for piece in self._manifest.pieces if staging.is_arranged(self._load.folder, piece.piece)]
         complete = len(arranged) == len(self._manifest.pieces)
         counts: dict[str, dict[str, int]] = {}
         parts = []
@@ -157,13 +154,13 @@ class _Settling:
         )
         return _Settled(LoadEntry(self._load.load, complete, self._load.customer_keys, exports), parts)
 
-    def _sources(self, arranged: Sequence[staging.Piece]) -> Iterator[_Source]:
+    def _sources(self, arranged: Sequence[Piece]) -> Iterator[_Source]:
         """The pieces, then the files of invalid rows: parts are numbered in this order, whatever is arranged."""
         load, folder, exports, keys = self._load.load, self._load.folder, self._exports, self._load.customer_keys
         for piece in arranged:
             first, last = piece.first_request, piece.first_request + piece.rows - 1
 
-            def lines(piece: staging.Piece = piece, first: int = first, last: int = last) -> pl.DataFrame:
+            def lines(piece: Piece = piece, first: int = first, last: int = last) -> pl.DataFrame:
                 standings = self._journal.standings(load, first, last)
                 rows = staging.rows(folder, piece.piece)
                 return sent_lines(rows, standings, load=load, exports=exports, customer_keys=keys)
@@ -172,7 +169,7 @@ class _Settling:
                 part_path(load, piece.piece),
                 # Asked before the standings: a move made in between shows as one that the part does not know yet.
                 self._journal.newest_move(load, first, last),
-                _stamp(staging.rows_path(folder, piece.piece)),
+                _stamp(staging.rows_file(folder, piece.piece)),
                 lines,
             )
         for part in range(self._manifest.invalid_parts):
@@ -184,7 +181,7 @@ class _Settling:
             yield _Source(
                 part_path(load, len(self._manifest.pieces) + part),
                 0,
-                _stamp(staging.invalid_path(folder, part)),
+                _stamp(staging.invalid_file(folder, part)),
                 refused,
             )
 

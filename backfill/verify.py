@@ -5,7 +5,7 @@ journal's own table. Changes nothing and sends nothing. Findings name files, exp
 stands in them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from backfill.adapters.journal import Journal
 from backfill.adapters.ledger import Ledger, LoadEntry, Manifest, Unreadable, part_path, stamp
 from backfill.adapters.state import Load, StateDirectory
 from backfill.core.account import LEDGER_SCHEMA, add_counts, count_outcomes
+from backfill.core.arrange import Piece
 from backfill.core.errors import StorageError, Unusable
 from backfill.core.lifecycle import Part, Standing, State
 from backfill.core.replay import Fate, replay, replayed_lines, untiled
@@ -104,7 +105,7 @@ def verify(state: Path) -> Verdict:
         manifest = Manifest()
     exports: list[ExportCounts] = []
     if loads:
-        with Journal.open_readonly(state / "journal.db") as journal:
+        with Journal.existing(state / "journal.db") as journal:
             for load in loads:
                 exports += _LoadVerifier(load, state, journal, ledger, manifest, findings).verify()
             _no_other_load(journal, manifest, len(loads), findings)
@@ -239,7 +240,7 @@ class _LoadVerifier:
 
     # ------------------------------------------------------------------------------------------ one staged file
 
-    def _piece(self, staged: staging.Manifest, piece: staging.Piece) -> bool:
+    def _piece(self, staged: staging.Manifest, piece: Piece) -> bool:
         """Looks at one piece. False where its rows could not be seen."""
         name = f"load {self._number}, piece {piece.piece}"
         first, last = piece.first_request, piece.first_request + piece.rows - 1
@@ -254,7 +255,7 @@ class _LoadVerifier:
             self._findings.wrong("settled", f"{name} is not arranged yet: its {piece.rows:,} rows are unsent")
             return False
         try:
-            mark = stamp(staging.rows_path(self._folder, piece.piece))
+            mark = stamp(staging.rows_file(self._folder, piece.piece))
             rows = staging.rows(self._folder, piece.piece)
             sizes = self._sizes(name, rows)
             played = replay(moves, sizes)
@@ -276,7 +277,7 @@ class _LoadVerifier:
         name = f"load {self._number}, invalid rows {part}"
         paths = dict(enumerate(each.path for each in staged.exports))
         try:
-            mark = stamp(staging.invalid_path(self._folder, part))
+            mark = stamp(staging.invalid_file(self._folder, part))
             expected = staging.invalid(self._folder, part).select(
                 pl.col("export").replace_strict(paths, return_dtype=pl.String),
                 "row",
@@ -316,7 +317,9 @@ class _LoadVerifier:
             self._findings.wrong("staged", f"{name}: the positions of request {request} are not 0, 1, 2, ...")
         return dict(requests.select("request", "size").iter_rows())
 
-    def _table_agrees(self, fates: Mapping[Part, Fate], standings: Sequence[Standing], sizes: Mapping[int, int]) -> None:
+    def _table_agrees(
+        self, fates: Mapping[Part, Fate], standings: Sequence[Standing], sizes: Mapping[int, int]
+    ) -> None:
         table = {
             each.part: Fate(
                 each.state,
@@ -484,7 +487,8 @@ class _LoadVerifier:
                 self._findings.wrong("equation", f"{name}: {export.rows:,} rows were read, {total:,} have an outcome")
             if account.outcomes["invalid"] != export.invalid:
                 self._findings.wrong(
-                    "equation", f"{name}: {export.invalid:,} rows were invalid when read, now {account.outcomes['invalid']:,}",
+                    "equation",
+                    f"{name}: {export.invalid:,} rows were invalid when read, now {account.outcomes['invalid']:,}",
                 )
             if self._all_current:
                 self._ledger_counts(name, export.path, account)

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from backfill.adapters.journal import Journal
+from backfill.adapters.state import StateDirectory
 from backfill.core.account import LEDGER_SCHEMA, CustomerKeys
 from backfill.core.errors import StorageError
 from backfill.core.lifecycle import Move, Part, Recorded
@@ -20,8 +21,7 @@ JUNE, JULY = "/exports/june.csv", "/exports/july.parquet"
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
-    (tmp_path / "state").mkdir(mode=0o700)
-    with Journal(tmp_path / "state" / "journal.db") as journal:
+    with StateDirectory(tmp_path / "state").lock("run"), Journal(tmp_path / "state" / "journal.db") as journal:
         journal.begin(command="run", settings={}, pid=1, host="here", at_ms=1)
         yield journal
 

@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 import polars as pl
 
 from backfill.core.config import Csv
-from backfill.core.errors import ConfigurationError, ExportError
+from backfill.core.errors import ExportError
 from backfill.core.limits import CSV_BLOCK_BYTES, MAX_RECORD_BYTES
 
 _POLARS_FAILED = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
@@ -107,10 +107,8 @@ class CsvExport:
 
     def __init__(self, path: Path, options: Csv, *, block_bytes: int = CSV_BLOCK_BYTES) -> None:
         self.path = path
-        self._delimiter = _one_byte("csv.delimiter", options.delimiter)
-        self._quote = _one_byte("csv.quote", options.quote)
-        if self._delimiter == self._quote:
-            raise ConfigurationError("csv.delimiter and csv.quote are the same character. Change one of them.")
+        self._delimiter = options.delimiter.encode()
+        self._quote = options.quote.encode()
         self._block_bytes = block_bytes
         self._fingerprint: Fingerprint | None = None
         self.header = self._read_header()
@@ -335,8 +333,8 @@ class CsvExport:
         if self._quote in buffer:
             line += buffer.count(b"\n", 0, buffer.index(self._quote))
             return ExportError(
-                f"{self.path}, line {line}: a quote opens here that does not close. Close it, or double it if it is part "
-                "of the text; if quotes mean nothing in this export, set csv.quote to a character that it lacks."
+                f"{self.path}, line {line}: a quote opens here that never closes. Close it, or double it if it is part of "
+                "the text; if quotes mean nothing in this export, set csv.quote to a character that it lacks."
             )
         return ExportError(
             f"{self.path}, line {line}: this line is longer than {MAX_RECORD_BYTES >> 20} MB. Is this a CSV file?"
@@ -462,13 +460,6 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
             raise ExportError(f"{path}: column {position} has no name in the header. Give it one.")
         if name in islice(names, position - 1):
             raise ExportError(f"{path}: two columns are named {name!r} (the second is column {position}). Rename one.")
-
-
-def _one_byte(key: str, text: str) -> bytes:
-    raw = text.encode()
-    if len(raw) != 1 or raw in b"\r\n":
-        raise ConfigurationError(f"{key} = {text!r} must be one ASCII character, and no line end.")
-    return raw
 
 
 def _counted(count: int, noun: str) -> str:

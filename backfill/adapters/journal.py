@@ -1,8 +1,8 @@
 """The journal: SQLite, the one truth about what left this machine.
 
 One connection in one writer thread with group commit: `commit` takes a list of moves, returns at once, and calls
-back when they are durable. Nothing outside this module knows that the journal is SQLite; it never decides which move is made,
-but it refuses one that the lifecycle does not hold.
+back when they are durable. Nothing outside this module knows that the journal is SQLite; it never decides which
+move is made, but it refuses one that the lifecycle does not hold.
 
 `synchronous=FULL`: with NORMAL acknowledged commits were lost in every simulated power cut, with FULL in none.
 """
@@ -105,13 +105,18 @@ class _Query:
 class Journal:
     """An open journal. `execution` is this process's number in it, 0 before `begin`."""
 
-    def __init__(self, path: Path, *, create: bool = True) -> None:
+    @classmethod
+    def existing(cls, path: Path) -> Self:
+        """Opens a journal that must be there. Raises: StorageError where it is not, or as the constructor does."""
+        if not path.exists():
+            raise StorageError(f"There is no journal at {path}. Without it nobody can say what was sent.")
+        return cls(path)
+
+    def __init__(self, path: Path) -> None:
         """Opens the journal, making it where there is none.
 
-        Raises: StorageError where it is damaged, of another version, cannot be written, or (without `create`) missing.
+        Raises: StorageError where it is damaged, of another version, or cannot be written.
         """
-        if not create and not path.exists():
-            raise StorageError(f"There is no journal at {path}. Nothing can be said about what was sent without it.")
         self._path = path
         self.execution = 0
         self._failure: StorageError | None = None

@@ -119,11 +119,11 @@ def discard(folder: Path) -> None:
 
 
 def write_run(folder: Path, number: int, rows: pl.DataFrame) -> None:
-    _write_parquet(_run(folder, number), rows.select(RUN_SCHEMA), _RUN_GROUP_ROWS, level=1)
+    _write_parquet(_run(folder, number), rows.select(*RUN_SCHEMA), _RUN_GROUP_ROWS, level=1)
 
 
 def write_invalid(folder: Path, part: int, rows: pl.DataFrame) -> None:
-    _write_parquet(_invalid(folder, part), rows.select(INVALID_SCHEMA), _ROW_GROUP, level=3)
+    _write_parquet(_invalid(folder, part), rows.select(*INVALID_SCHEMA), _ROW_GROUP, level=3)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -199,7 +199,7 @@ def read_piece(folder: Path, manifest: Manifest, piece: Piece) -> pl.DataFrame:
         times = piece.time_from_us, piece.time_to_us
     wanted = _within((piece.slot_from, piece.slot_to), times)
     rows = pl.concat(
-        _collected(_run(folder, run), lambda scan: scan.filter(wanted).select(RUN_SCHEMA))
+        _collected(_run(folder, run), lambda scan: scan.filter(wanted).select(*RUN_SCHEMA))
         for run in range(manifest.runs)
     )
     if rows.height != piece.rows:
@@ -228,7 +228,7 @@ def spans(
 
 def rows(folder: Path, piece: int) -> pl.DataFrame:
     """One line per valid row of the piece, in delivery order. Shape: core.arrange.ROW_SCHEMA."""
-    return _collected(_rows(folder, piece), lambda scan: scan.select(ROW_SCHEMA))
+    return _collected(_rows(folder, piece), lambda scan: scan.select(*ROW_SCHEMA))
 
 
 def request_index(folder: Path, piece: int) -> pl.DataFrame:
@@ -241,12 +241,22 @@ def request_bodies(folder: Path, piece: int, offset: int, count: int) -> pl.Data
 
     Reads no more than the row groups of 64 requests that these lie in.
     """
-    return _collected(_requests(folder, piece), lambda scan: scan.slice(offset, count).select(REQUEST_SCHEMA))
+    return _collected(_requests(folder, piece), lambda scan: scan.slice(offset, count).select(*REQUEST_SCHEMA))
 
 
 def invalid(folder: Path, part: int) -> pl.DataFrame:
     """Rows that the rules refuse. Shape: INVALID_SCHEMA."""
-    return _collected(_invalid(folder, part), lambda scan: scan.select(INVALID_SCHEMA))
+    return _collected(_invalid(folder, part), lambda scan: scan.select(*INVALID_SCHEMA))
+
+
+def rows_file(folder: Path, piece: int) -> Path:
+    """Where the rows of a piece lie."""
+    return _rows(folder, piece)
+
+
+def invalid_file(folder: Path, part: int) -> Path:
+    """Where the rows of a part that the rules refuse lie."""
+    return _invalid(folder, part)
 
 
 def _within(slots: tuple[int, int], times_us: tuple[int, int] | None) -> pl.Expr:

@@ -706,6 +706,8 @@ class Transport(httpx.AsyncBaseTransport):
                     ssl=self._ssl_context if secure else None,
                     server_hostname=origin.host if secure else None,
                     ssl_handshake_timeout=timeout_s + 1 if secure else None,  # so that ours is the one that rings
+                    # Cancelled in the very moment of success, asyncio's race (3.11 to 3.13) leaves its socket to the
+                    # garbage collector; without the race, a host with a dead IPv6 address would never be reached.
                     happy_eyeballs_delay=_EYEBALLS_S,
                 )
         except TimeoutError as exc:

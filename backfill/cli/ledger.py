@@ -71,7 +71,7 @@ def command(
     try:
         manifest = ledger.read_manifest()
         if manifest is None:
-            raise Unusable(f"{place} has no ledger yet: it is written when `backfill run` settles.")  # noqa: TRY301
+            raise Unusable(f"{place} has no ledger yet: it is written when `backfill run` settles.")
         chosen = named_exports(exports, manifest)
         if form == "parquet":
             assert target is not None

@@ -68,7 +68,8 @@ def tell_bug(error: BaseException, *, as_json: bool) -> None:
     else:
         frames = traceback.format_list(traceback.extract_tb(error.__traceback__))
         # Frames quote our own source lines, which hold no data.
-        trace = f"Traceback (most recent call last):\n{''.join(frames)}{type(error).__module__}.{type(error).__qualname__}\n"
+        kind = f"{type(error).__module__}.{type(error).__qualname__}"
+        trace = f"Traceback (most recent call last):\n{''.join(frames)}{kind}"
     log(trace.rstrip())
     tell_error(
         f"This is a bug in backfill ({type(error).__name__}); please report it with the traceback. What was sent is "

@@ -212,7 +212,7 @@ def arrange(rows: pl.DataFrame, *, lanes: int, first_request: int, most: int, du
         pl.col("body").str.join(","),
         pl.col("body").str.len_bytes().alias("sizes"),
     )
-    return Arranged(numbered.select(ROW_SCHEMA), requests.select(REQUEST_SCHEMA))
+    return Arranged(numbered.select(*ROW_SCHEMA), requests.select(*REQUEST_SCHEMA))
 
 
 def _ordered(rows: pl.DataFrame) -> pl.DataFrame:

@@ -34,8 +34,8 @@ def render(rows: pl.DataFrame, property_names: Sequence[str], wire: Wire) -> pl.
 
     Takes the valid rows of `validate`, with `property_0` ... in the order of `property_names`.
     Shape: (rows, 2): `body` String; `fingerprint` Binary of 16 bytes. All values are JSON strings, but for a
-    timestamp in epoch milliseconds; what a row lacks is left out. The fingerprint is equal for two interactions with the same
-    instant, address, customer, tid and properties, whatever `[wire]` says and whatever column they came from.
+    timestamp in epoch milliseconds; what a row lacks is left out. The fingerprint is equal for two interactions
+    with the same instant, address, customer, tid and properties, whatever `[wire]` says.
     """
     properties = [f"property_{position}" for position in range(len(property_names))]
     safe = _escaped(rows.select("timestamp", *_TEXT, *properties))

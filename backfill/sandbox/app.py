@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import json
 import time
+import traceback
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -81,6 +82,10 @@ class Sandbox:
             # The sandbox ends. A reply made up now would say something about a request that is still being held.
             self._log.received(request, time.time())
             transport.abort()
+            raise
+        except Exception:
+            # A full disk, or a bug of ours. uvicorn answers 500, which says the truth; its own log is switched off.
+            traceback.print_exc()
             raise
         if isinstance(ending, Reply):
             if ending.shape == "whole":

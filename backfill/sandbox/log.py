@@ -88,5 +88,7 @@ def _append_to(path: Path) -> int:
 
 def _write(descriptor: int, line: bytes) -> None:
     # One call per line: a reader, or a kill, finds whole lines only.
-    if os.write(descriptor, line) != len(line):
+    written = os.write(descriptor, line)
+    if written != len(line):
+        os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
         raise OSError("The sandbox's log could not be written whole. Is the disk full?")

@@ -134,6 +134,7 @@ class StagedLoad:
             "lanes": len(self.pieces),
             "exports": [
                 {"path": path, "rows": rows, "valid": rows - refused, "invalid": refused}
+                | {"size": 1, "mtime_ns": 1, "sha256": "0" * 64}
                 for path, rows, refused in zip(self.exports, read, invalid, strict=True)
             ],
             "rows": {"read": sum(read), "valid": sum(read) - sum(invalid), "invalid": sum(invalid)},
@@ -142,11 +143,14 @@ class StagedLoad:
                     "piece": number,
                     "lane_from": number,
                     "lane_to": number + 1,
+                    "slot_from": number,
+                    "slot_to": number + 1,
                     "rows": len(rows),
                     "first_request": self.first_request(number),
                 }
                 for number, rows in enumerate(self.pieces)
             ],
+            "runs": 0,
             "invalid_parts": len(self.invalid),
         }
 
@@ -173,7 +177,9 @@ class StagedLoad:
 def freeze(state: Path, loads: Sequence[StagedLoad], *, customer_key: str = "plain") -> None:
     """Writes the staged files of all loads, then job.toml."""
     directory = StateDirectory(state)
-    directory.prepare()
+    if not directory.exists():
+        with directory.lock("run"):
+            pass
     for number, load in enumerate(loads, start=1):
         load.write(state, number)
     directory.write_job(

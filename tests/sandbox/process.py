@@ -86,29 +86,41 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def sandbox(folder: Path, *misbehave: str, parser: str = "any", **settings: object) -> Iterator[Running]:
-    """Starts one and ends it by SIGTERM; its client sends a valid token, site key and headers."""
+def sandbox(
+    folder: Path, *misbehave: str, parser: str = "any", complaint: str = "", **settings: object
+) -> Iterator[Running]:
+    """Starts one and ends it by SIGTERM; its client sends a valid token, site key and headers.
+
+    Asserts that it ends quietly, or with `complaint` on stderr.
+    """
     settings = {"log": str(folder), "misbehave": misbehave, **settings}
     process = subprocess.Popen(
         [sys.executable, "-c", _START, json.dumps(settings), parser],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
+    assert process.stderr is not None
     assert process.stdin is not None
     try:
-        told = json.loads(process.stdout.readline())
-        assert told["pid"] == process.pid
-        assert told["log"] == str(folder)
+        listens = json.loads(process.stdout.readline())
+        assert listens["pid"] == process.pid
+        assert listens["log"] == str(folder)
         limits = httpx.Limits(max_keepalive_connections=0)  # what one test breaks must not reach the next
-        with httpx.Client(base_url=told["base_url"], params={"sk": SITE_KEY}, headers=HEADERS, limits=limits) as client:
-            running = Running(process, told["base_url"], folder, client)
+        with httpx.Client(
+            base_url=listens["base_url"], params={"sk": SITE_KEY}, headers=HEADERS, limits=limits
+        ) as client:
+            running = Running(process, listens["base_url"], folder, client)
             if "token" in settings:
                 client.headers["authorization"] = f"Bearer {settings['token']}"
             yield running
     finally:
         process.terminate()
         process.wait(5)
-        process.stdin.close()
-        process.stdout.close()
+        out, err = process.stdout.read(), process.stderr.read()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            pipe.close()
+    assert (process.returncode, out) == (0, "")
+    assert complaint in err if complaint else err == ""

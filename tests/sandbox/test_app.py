@@ -1,7 +1,9 @@
 """The sandbox over real HTTP: what the reference demands is checked, what is applied is remembered."""
 
 import json
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from hashlib import sha256
@@ -11,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from backfill.sandbox.server import Settings, serve
 from tests.sandbox.process import BASE, BULK, HEADERS, SITE_KEY, Running, interaction, sandbox
 
 TOKEN = "given-token"
@@ -353,3 +356,41 @@ def test_it_ends_with_its_parent_when_told_so(tmp_path: Path) -> None:
         running.process.stdin.close()
         with pytest.raises(subprocess.TimeoutExpired):
             running.process.wait(0.5)
+
+
+def test_a_port_that_is_taken_is_named(running: Running, tmp_path: Path) -> None:
+    """A taken port, and a rule that cannot be used, are errors that say so before anything is written."""
+    port = int(running.base_url.rpartition(":")[2])
+    with pytest.raises(OSError, match=f"Port {port} on 127.0.0.1 cannot be used"):
+        serve(Settings(log=tmp_path / "log", port=port))
+    with pytest.raises(ValueError, match="`drp` is no word of a rule"):
+        serve(Settings(log=tmp_path / "log", misbehave=("drp=after",)))
+    assert not (tmp_path / "log").exists()
+
+
+def test_it_says_where_it_listens_in_a_sentence(tmp_path: Path) -> None:
+    """Without json the line is for a person; SIGINT ends it like SIGTERM."""
+    start = "import sys; from pathlib import Path; from backfill.sandbox.server import Settings, serve"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{start}; serve(Settings(log=Path(sys.argv[1])))", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line.startswith("The sandbox listens on http://127.0.0.1:")
+    assert str(tmp_path) in line
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=2) == ("", "")
+    assert process.returncode == 0
+
+
+def test_a_full_disk_is_an_honest_500(tmp_path: Path) -> None:
+    """What could not be written to the log is not acknowledged, and the reason is told on stderr."""
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "applied.jsonl").symlink_to("/dev/full")
+    with sandbox(tmp_path / "log", token=TOKEN, complaint="No space left on device") as running:
+        reply = running.send([interaction()])
+        assert reply.status_code == 500
+        assert "statusCode" not in reply.text
