@@ -35,7 +35,7 @@ CHECKS = {
     "equation": "read = delivered + invalid + rejected + duplicate + in_doubt + abandoned + unsent, for every export",
     "settled": "the ledger knows all that was staged and sent",
 }
-"""Every check in the order of a verdict, with what it claims. `settled` never fails: the next run brings in the rest."""
+"""Every check in the order of a verdict, with what it claims. `settled` never fails: a run brings in the rest."""
 
 _SHOWN = 5
 """Findings that a check spells out; one cause often makes thousands."""
@@ -244,8 +244,12 @@ class _LoadVerifier:
         """Looks at one piece. False where its rows could not be seen."""
         name = f"load {self._number}, piece {piece.piece}"
         first, last = piece.first_request, piece.first_request + piece.rows - 1
-        moves = self._journal.moves(self._number, first, last)
-        standings = self._journal.standings(self._number, first, last)
+        try:
+            moves = self._journal.moves(self._number, first, last)
+            standings = self._journal.standings(self._number, first, last)
+        except ValueError:  # a word that is no move or no state
+            self._findings.wrong("history", f"{name}: the journal holds words that no journal has")
+            return False
         newest = self._journal.newest_move(self._number, first, last)
         if not staging.is_arranged(self._folder, piece.piece):
             if moves:
@@ -258,11 +262,14 @@ class _LoadVerifier:
             mark = stamp(staging.rows_file(self._folder, piece.piece))
             rows = staging.rows(self._folder, piece.piece)
             sizes = self._sizes(name, rows)
+            planned = staging.request_index(self._folder, piece.piece)
             played = replay(moves, sizes)
             expected = replayed_lines(rows, played, load=self._number, exports=[each.path for each in staged.exports])
         except (StorageError, Unreadable, PolarsError, PanicException) as error:
             self._findings.wrong("staged", f"{name} cannot be read ({type(error).__name__})")
             return False
+        if dict(planned.select("request", "count").iter_rows()) != sizes:
+            self._findings.wrong("staged", f"{name} has rows for other requests than are planned")
         if rows.height != piece.rows:
             self._findings.wrong("staged", f"{name} has {rows.height:,} rows instead of {piece.rows:,}")
         self._findings.saw("staged", "pieces", 1)
@@ -388,7 +395,7 @@ class _LoadVerifier:
             self._findings.wrong("settled", f"{name} is older than the journal or staging")
         try:
             if current and self._ledger.sha256(staged.part) != entry.sha256:
-                self._findings.wrong("files", f"{name} was changed or damaged: its checksum differs")
+                self._findings.wrong("files", f"{name} was changed or damaged (checksum); delete it and run again")
             lines = self._ledger.read_part(staged.part)
         except Unreadable as error:
             self._findings.wrong("files", str(error))
@@ -508,6 +515,7 @@ def _no_other_load(journal: Journal, manifest: Manifest, loads: int, findings: _
     """Nothing was sent or accounted for that job.toml does not know of."""
     if journal.newest_move(loads + 1, -_LAST_REQUEST, _LAST_REQUEST):
         findings.wrong("history", f"load {loads + 1} was sent, but job.toml does not know it")
-    for load in sorted({each.load for each in (*manifest.loads, *manifest.parts)}):
+    named = {load.load for load in manifest.loads} | {part.load for part in manifest.parts}
+    for load in sorted(named):
         if not 1 <= load <= loads:
             findings.wrong("files", f"the ledger's manifest names load {load}, which job.toml does not know")

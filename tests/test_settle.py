@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -46,9 +47,8 @@ def ledger(state: Path) -> pl.DataFrame:
     return pl.read_parquet(state / "ledger" / "*" / "*.parquet").sort("load", "export", "row")
 
 
-def manifest(state: Path) -> dict[str, list[dict[str, object]]]:
-    content: dict[str, list[dict[str, object]]] = json.loads((state / "ledger" / "manifest.json").read_text())
-    return content
+def manifest(state: Path) -> Any:
+    return json.loads((state / "ledger" / "manifest.json").read_text())
 
 
 def written(state: Path) -> dict[str, int]:
@@ -203,7 +203,7 @@ def test_a_load_that_was_staged_anew_replaces_its_lines(state: Path, journal: Jo
 
 
 def test_a_load_not_wholly_arranged_is_counted_but_not_written(state: Path, journal: Journal) -> None:
-    """Stopped while arranging: what was sent counts, the rest is unsent, and the manifest says that it is incomplete."""
+    """Stopped while arranging: what was sent counts, the rest is unsent, and the manifest calls it incomplete."""
     load, (first, _) = two_pieces()
     load.not_arranged = {1}
     freeze(state, [load])

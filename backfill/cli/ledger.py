@@ -27,7 +27,7 @@ ROWS_AT_ONCE = 20_000
 Write = Callable[[bytes], object]
 
 
-@click.command("ledger")
+@click.command("ledger", short_help="Print what became of each row.")
 @options.config
 @options.state
 @options.sandbox_state

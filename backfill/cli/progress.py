@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Never
 
 from tqdm import tqdm
 
@@ -58,7 +59,8 @@ class _Bar:
         # that watches the bar; neither has anything to do here.
         tqdm.set_lock(threading.RLock())
         tqdm.monitor_interval = 0
-        self._bar: tqdm[object] | None = None
+        self._bar: tqdm[Never] | None  # an iterator of nothing: we move it ourselves
+        self._bar = None
         self._phase = ""
 
     def report(self, progress: Progress) -> None:

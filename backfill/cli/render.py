@@ -79,7 +79,7 @@ def next_steps(code: ExitCode, state: str, *, in_doubt: int = 0) -> list[str]:
         ExitCode.STORAGE_FAILED: ["Free or mend the disk, then run the same command again. Nothing is lost."],
         ExitCode.BUG: ["Report it. Nothing is lost: what was sent stands in the journal."],
     }.get(code, [])
-    return [*steps, see_doubt] if in_doubt else steps
+    return [*steps, see_doubt] if in_doubt or code is ExitCode.ROWS_IN_DOUBT else steps
 
 
 def summary_json(summary: Summary) -> dict[str, Any]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from backfill.run import Stop
 
 
-@click.command("run")
+@click.command("run", short_help="Stage, deliver and settle exports; or go on with what is unfinished.")
 @click.argument("exports", nargs=-1, type=click.Path(path_type=Path), metavar="[EXPORT]...")
 @options.config
 @options.state

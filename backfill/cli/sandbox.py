@@ -17,7 +17,7 @@ def _grammar() -> str:
     return "\n\n".join(f"\b\n{re.sub('`', '', part)}" for part in ["RULES", *paragraphs])
 
 
-@click.command("sandbox", epilog=_grammar())
+@click.command("sandbox", short_help="Run a local MXO on loopback.", epilog=_grammar())
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, help="Port on 127.0.0.1; 0 (default) takes a free one."
 )
@@ -41,6 +41,7 @@ def _grammar() -> str:
     type=click.FloatRange(min=0, min_open=True),
     default=3600.0,
     metavar="SECONDS",
+    help="Life of a token it gave (3600).",
 )
 @click.option("--token-uses", type=click.IntRange(min=1), metavar="N", help="A token is refused after so many calls.")
 @click.option("--misbehave", multiple=True, metavar="RULE", help="Trouble on request, see below; may be repeated.")

@@ -111,7 +111,10 @@ def find_config(flag: Path | None, environment: Mapping[str, str], exports: Sequ
     here = Path(CONFIG_NAME)
     if here.is_file():
         return here
-    beside = {path.resolve(): path for export in exports if (path := export / CONFIG_NAME).is_file()}
+    beside: dict[Path, Path] = {}
+    for export in exports:
+        if (path := export / CONFIG_NAME).is_file():
+            beside.setdefault(path.resolve(), path)
     if len(beside) > 1:
         listed = " and ".join(str(path) for path in list(beside.values())[:2])
         raise ConfigurationError(f"Two configurations were found: {listed}. Say which one with --config.")

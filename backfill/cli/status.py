@@ -16,7 +16,7 @@ import click
 from backfill.cli import options, output, render
 
 
-@click.command("status")
+@click.command("status", short_help="Show how a job stands, also while it runs.")
 @options.config
 @options.state
 @options.sandbox_state

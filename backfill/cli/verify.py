@@ -9,7 +9,7 @@ from backfill.cli import options, output, render
 from backfill.core.errors import ExitCode
 
 
-@click.command("verify")
+@click.command("verify", short_help="Recompute a job's account from its files.")
 @options.config
 @options.state
 @options.sandbox_state

@@ -6,6 +6,7 @@ values together with the place each came from, so that an error can name it. Sec
 
 import difflib
 import ipaddress
+import json
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -545,7 +546,8 @@ def _unknown_key(section: str, key: str, places: Mapping[tuple[str, str], str]) 
     if key in _SECRETS:
         return _misplaced_secret(name, key)
     known = list(SECTIONS[section].model_fields)
-    if nearest := difflib.get_close_matches(key, known, 1):
+    longer = [other for other in known if len(key) > 3 and (key in other or other in key)]
+    if nearest := difflib.get_close_matches(key, known, 1) or longer[:1]:
         return f"{name} is no known key. Did you mean {nearest[0]}?"
     if homes := _homes(key):
         return f"{name} is no known key of [{section}]: it belongs into {_listed(homes, 'or')}."
@@ -693,7 +695,7 @@ def _spelled(value: object) -> str:
         return "[" + ", ".join(map(_spelled, value)) + "]"
     if isinstance(value, bool):
         return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else str(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
 
 
 _DEFAULTS = frozen(RunConfig(api=Api(base_url="https://default.invalid", site_key="default")))

@@ -127,16 +127,18 @@ def replayed_lines(rows: pl.DataFrame, played: Replay, *, load: int, exports: Se
     Shape: (rows, 18): the ledger's columns but `maybe_duplicate`.
     """
     leaves = played.leaves()
-    said = [[word for word in (fate.cause, fate.reason) if word and word != "acknowledged"] for _, fate in leaves]
+    said = pl.concat_list(pl.when(pl.col("cause") != "acknowledged").then("cause"), "reason").list.drop_nulls()
     spread = (
         pl.DataFrame(
             {
                 "request": [part.request for part, _ in leaves],
-                "position": [list(range(part.first, part.first + part.interactions)) for part, _ in leaves],
+                "first": [part.first for part, _ in leaves],
+                "interactions": [part.interactions for part, _ in leaves],
                 "outcome": [_OUTCOMES[fate.state] for _, fate in leaves],
-                "reasons": said,
                 "attempts": [fate.attempts for _, fate in leaves],
                 "http_status": [fate.http_status for _, fate in leaves],
+                "cause": [fate.cause for _, fate in leaves],
+                "reason": [fate.reason for _, fate in leaves],
                 "reply_tid": [fate.tid for _, fate in leaves],
                 "sent_at": [fate.sent_at_ms for _, fate in leaves],
                 "settled_at": [fate.settled_at_ms for _, fate in leaves],
@@ -144,19 +146,24 @@ def replayed_lines(rows: pl.DataFrame, played: Replay, *, load: int, exports: Se
             },
             schema={
                 "request": pl.Int64(),
-                "position": pl.List(pl.Int16()),
+                "first": pl.Int16(),
+                "interactions": pl.Int16(),
                 "outcome": pl.String(),
-                "reasons": pl.List(pl.String()),
                 "attempts": pl.Int32(),
                 "http_status": pl.Int16(),
+                "cause": pl.String(),
+                "reason": pl.String(),
                 "reply_tid": pl.String(),
                 "sent_at": pl.Datetime("ms", "UTC"),
                 "settled_at": pl.Datetime("ms", "UTC"),
                 "execution": pl.Int32(),
             },
         )
+        .with_columns(
+            position=pl.int_ranges("first", pl.col("first") + pl.col("interactions"), dtype=pl.Int16),
+            reasons=said,
+        )
         .explode("position")
-        .drop_nulls("position")
     )
     paths = dict(enumerate(exports))
     sent = pl.col("request").is_not_null()

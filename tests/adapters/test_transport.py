@@ -802,6 +802,7 @@ def test_a_cancelled_connect_leaves_nothing_open() -> None:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        del task
         gc.collect()  # see `_connect`: asyncio leaves some of these sockets to it
 
     with Peer(wait) as peer:

@@ -211,8 +211,12 @@ def test_nothing_acknowledged_for_long_stops_the_job() -> None:
 
 def test_a_stale_connection_is_replaced_at_once() -> None:
     """A kept-alive connection that the server closed is no failure of the server."""
-    events = iter([lambda part: d.NotSent(part, "closed_before_sending"), d.Connected])
-    world = World({1: [10]}, connect=lambda part: next(events)(part))
+    tries = itertools.count()
+
+    def connect(part: Part) -> d.Event:
+        return d.Connected(part) if next(tries) else d.NotSent(part, "closed_before_sending")
+
+    world = World({1: [10]}, connect=connect)
     world.run()
     assert world.states == {Part(1, 0, 10): State.DELIVERED}
     assert world.now_s < 0.2

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from backfill.core import dispatch as d
 from backfill.core.config import Budget, Delivery
+from backfill.core.errors import ExitCode
 from backfill.core.lifecycle import Move, Part, Recorded, State, after
 from backfill.core.reply import Fate, Verdict
 
@@ -87,7 +88,7 @@ class World:
     def run(self, *, until_s: float = math.inf, stop_at_s: float = math.inf) -> d.Dispatch:
         """Drive the dispatch until it is idle, or until the time is up."""
         if stop_at_s < math.inf:
-            self._later(stop_at_s, d.StopRequested(d.ExitCode.STOPPED_EARLY, "signal"))
+            self._later(stop_at_s, d.StopRequested(ExitCode.STOPPED_EARLY, "signal"))
         self._handle(d.Tick())
         while not self.dispatch.idle:
             due_s = self._queue[0][0] if self._queue else math.inf
