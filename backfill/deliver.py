@@ -26,6 +26,7 @@ from backfill.core import reply
 from backfill.core.calls import CALLS
 from backfill.core.config import RunConfig
 from backfill.core.errors import ConfigurationError, ExitCode, StorageError
+from backfill.core.http1 import request_head
 from backfill.core.lifecycle import Move, Part, Recorded
 from backfill.core.limits import MAX_REPLY_BYTES
 from backfill.core.summary import Progress
@@ -359,7 +360,7 @@ class _Delivery:
     async def _attempt(self, part: Part, attempt: int) -> None:
         body, connection = self._bodies.pop(part), self._connections.pop(part)
         address = self._api.address(load=self._load, part=part, attempt=attempt, tid=body.tid)
-        head = http.request_head(*address)
+        head = request_head(*address)
         try:
             raw = await self._transport.exchange(connection, head, body.content)
         except http.NotSent as error:

@@ -300,6 +300,7 @@ class _Execution:
                 "running_s": round(time.monotonic() - self._started_s, 1),
                 "updated_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
                 "exit_code": None if code is None else int(code),
+                "stopped": self._stopped.reason if self._stopped else None,
                 **progress,
             }
         )

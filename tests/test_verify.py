@@ -233,6 +233,15 @@ def test_a_damaged_part_is_found(state: Path) -> None:
     assert FIRST in detail(verdict, "files")
 
 
+def test_other_bytes_with_the_same_lines_are_found(state: Path) -> None:
+    """A part that someone wrote again says the same, but is not the file that the manifest vouches for."""
+    file = state / "ledger" / FIRST
+    pl.read_parquet(file.read_bytes()).write_parquet(file, compression="uncompressed")
+    verdict = verify(state)
+    assert failed(verdict) == {"files"}
+    assert f"ledger/{FIRST} was changed or damaged" in detail(verdict, "files")
+
+
 def test_a_missing_part_is_found(state: Path) -> None:
     """A part that is gone is named, and so are the rows that have no line any more."""
     (state / "ledger" / FIRST).unlink()

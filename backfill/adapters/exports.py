@@ -41,7 +41,8 @@ class Fingerprint(NamedTuple):
 class Block(NamedTuple):
     """Some consecutive records.
 
-    `frame` has the export's columns as text; a typed export's dates and datetimes keep their type. The first record
+    `frame` has the export's columns as text; a typed export's dates and datetimes keep their type. Empty text is as
+    good as null: which of them a reader gives says nothing. The first record
     has the number `row`, the others follow; numbers count data records from 1. `lines` says where in the file each
     record starts (Int64, from 1, only LF ends a line), None for Parquet.
     """
@@ -213,17 +214,16 @@ class CsvExport:
             frame = self._read(raw, line, numbers)
         if frame.is_empty():
             return frame, pl.Series([], dtype=pl.Int64)
+        # polars pads a short record in silence, so the line ends and delimiters are counted against what it read.
+        # Those inside quotes are in the values. If no line end can be, none is looked for.
         quoted = self._quote in raw
         ends = raw.count(b"\n") + (not raw.endswith(b"\n"))
-        newlines = self._inside(frame, "\n") if quoted else None
-        delimiters = self._inside(frame, self._delimiter.decode()) if quoted else None
+        newlines = self._inside(frame, "\n") if quoted and (ends != frame.height or frame.width == 1) else None
+        delimiters = self._inside(frame, self._delimiter.decode()).sum() if quoted else 0
         within = 0 if newlines is None else newlines.sum()
-        apart = raw.count(self._delimiter) - (0 if delimiters is None else delimiters.sum())
+        apart = raw.count(self._delimiter) - delimiters
         if frame.height + within != ends or apart != frame.height * (frame.width - 1):
             raise self._torn(raw, line, numbers)
-        if quoted:
-            # A quoted empty field is no value either.
-            frame = frame.with_columns(pl.all().replace("", None))
         starts = pl.int_range(frame.height, dtype=pl.Int64, eager=True)
         if newlines is not None and within:
             starts = starts + newlines.cum_sum().shift(1, fill_value=0)
@@ -333,8 +333,8 @@ class CsvExport:
         if self._quote in buffer:
             line += buffer.count(b"\n", 0, buffer.index(self._quote))
             return ExportError(
-                f"{self.path}, line {line}: a quote opens here that never closes. Close it, or double it if it is part of "
-                "the text; if quotes mean nothing in this export, set csv.quote to a character that it lacks."
+                f"{self.path}, line {line}: a quote opens here that never closes. Close it, or double it if it is part "
+                "of the text; if quotes mean nothing in this export, set csv.quote to a character that it lacks."
             )
         return ExportError(
             f"{self.path}, line {line}: this line is longer than {MAX_RECORD_BYTES >> 20} MB. Is this a CSV file?"

@@ -16,7 +16,7 @@ import httpx
 from backfill import __version__
 from backfill.core.calls import Call
 from backfill.core.dispatch import TokenFailed, TokenGranted, TokenRefused
-from backfill.core.errors import CredentialsRefused, ExitCode
+from backfill.core.errors import ConfigurationError, ExitCode
 from backfill.core.lifecycle import Part
 
 
@@ -29,9 +29,9 @@ class Credentials:
     token: str | None = field(default=None, repr=False)
 
     def require(self) -> None:
-        """Raises: CredentialsRefused where there is nothing to ask a token with."""
+        """Raises: ConfigurationError where there is nothing to ask a token with."""
         if not self.token and not (self.client_id and self.client_secret):
-            raise CredentialsRefused(
+            raise ConfigurationError(
                 "There are no credentials. Set BACKFILL_CLIENT_ID and BACKFILL_CLIENT_SECRET (or the same names with "
                 "_FILE), or BACKFILL_TOKEN."
             )

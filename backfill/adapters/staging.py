@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 
@@ -119,11 +120,12 @@ def discard(folder: Path) -> None:
 
 
 def write_run(folder: Path, number: int, rows: pl.DataFrame) -> None:
-    _write_parquet(_run(folder, number), rows.select(*RUN_SCHEMA), _RUN_GROUP_ROWS, level=1)
+    """lz4, since a run is written once, read once and deleted; what stays is zstd."""
+    _write_parquet(_run(folder, number), rows.select(*RUN_SCHEMA), _RUN_GROUP_ROWS, "lz4", None)
 
 
 def write_invalid(folder: Path, part: int, rows: pl.DataFrame) -> None:
-    _write_parquet(_invalid(folder, part), rows.select(*INVALID_SCHEMA), _ROW_GROUP, level=3)
+    _write_parquet(_invalid(folder, part), rows.select(*INVALID_SCHEMA), _ROW_GROUP, "zstd", 3)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -178,8 +180,8 @@ def is_arranged(folder: Path, piece: int) -> bool:
 
 def write_piece(folder: Path, piece: int, arranged: Arranged) -> None:
     """The requests last: their presence says that the piece is arranged."""
-    _write_parquet(_rows(folder, piece), arranged.rows, _ROW_GROUP, level=1)
-    _write_parquet(_requests(folder, piece), arranged.requests, _REQUEST_GROUP, level=1)
+    _write_parquet(_rows(folder, piece), arranged.rows, _ROW_GROUP, "zstd", 1)
+    _write_parquet(_requests(folder, piece), arranged.requests, _REQUEST_GROUP, "zstd", 1)
     with _writing(folder):
         _sync(folder)
 
@@ -295,9 +297,11 @@ def _damaged(path: Path) -> StorageError:
     return StorageError(f"{path} {state}. {_RESTORE}")
 
 
-def _write_parquet(path: Path, frame: pl.DataFrame, group_rows: int, level: int) -> None:
+def _write_parquet(
+    path: Path, frame: pl.DataFrame, group_rows: int, codec: Literal["zstd", "lz4"], level: int | None
+) -> None:
     with _writing(path.parent), _whole(path) as partial:
-        frame.write_parquet(partial, compression="zstd", compression_level=level, row_group_size=group_rows)
+        frame.write_parquet(partial, compression=codec, compression_level=level, row_group_size=group_rows)
 
 
 @contextmanager

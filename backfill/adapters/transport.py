@@ -12,22 +12,18 @@ one timer, one write, no task.
 """
 
 import asyncio
-import contextlib
 import errno
 import re
 import socket
 import ssl
-from collections.abc import Iterable
 from typing import Literal, NamedTuple, Self
 
-import h11
 import httpx
+
+from backfill.core.http1 import FRAMING, BrokenReply, RawReply, ReplyReader, RequestHead, request_bytes, request_head
 
 NotSentCause = Literal["dns", "refused", "unreachable", "tls", "connect_timeout", "closed_before_sending", "cancelled"]
 NoReplyCause = Literal["closed", "reset", "timeout", "malformed", "too_large"]
-
-_MAX_HEAD_BYTES = 64 << 10
-"""A reply's head may be this long: what the common servers and proxies allow at most."""
 
 _MAX_KEEP_ALIVE_S = 60.0
 """Never keep an idle connection longer, whatever is announced: firewalls in between forget it in silence."""
@@ -89,238 +85,6 @@ class Origin(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-class RawReply(NamedTuple):
-    """A whole reply. Header names are in lower case; the body is as it came, after undoing `chunked`."""
-
-    status_code: int
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
-
-
-# ------------------------------------------------------------------------------------------------ request heads
-
-_TOKEN = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]++"
-_METHOD_OR_NAME = re.compile(_TOKEN)
-_TARGET = re.compile(rb"[\x21-\x7e]++")
-_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*+")
-_FRAMING = frozenset((b"content-length", b"transfer-encoding"))
-
-
-class RequestHead(NamedTuple):
-    """A checked request line with headers, good for any number of bodies; `exchange` adds the content-length."""
-
-    prefix: bytes
-    method: bytes
-    closes: bool
-
-
-def request_head(method: str, target: str | bytes, headers: Iterable[tuple[str | bytes, str | bytes]]) -> RequestHead:
-    """Check and join once what many requests share; h11 would take 30 µs to do so for each.
-
-    target: path and query as they go on the wire, percent-encoded. headers: with `host`, without
-    content-length and transfer-encoding.
-    Raises: ValueError for anything that could begin another header or request. Never shows a value: it may be a
-    token.
-    """
-    method_bytes, target_bytes = _as_bytes(method), _as_bytes(target)
-    if not _METHOD_OR_NAME.fullmatch(method_bytes):
-        raise ValueError("The request method is no HTTP token.")
-    if not _TARGET.fullmatch(target_bytes):
-        raise ValueError("The request target must be percent-encoded: visible ASCII only, without spaces.")
-    lines = [b"%s %s HTTP/1.1" % (method_bytes, target_bytes)]
-    hosts = 0
-    closes = False
-    for raw_name, raw_value in headers:
-        name, value = _as_bytes(raw_name), _as_bytes(raw_value)
-        lower = name.lower()
-        if not _METHOD_OR_NAME.fullmatch(name):
-            raise ValueError("The name of a request header is no HTTP token.")
-        if not _VALUE.fullmatch(value):
-            raise ValueError(f"The value of the request header {name.decode()} holds a control character.")
-        if lower in _FRAMING:
-            raise ValueError(f"{name.decode()} is set by the transport; leave it out.")
-        hosts += lower == b"host"
-        closes |= lower == b"connection" and b"close" in value.lower()
-        lines.append(b"%s: %s" % (name, value))
-    if hosts != 1:
-        raise ValueError("A request needs exactly one Host header.")
-    return RequestHead(b"\r\n".join(lines) + b"\r\n", method_bytes, closes)
-
-
-def _as_bytes(text: str | bytes) -> bytes:
-    return text.encode("latin-1") if isinstance(text, str) else text
-
-
-_BODILESS_METHODS = frozenset((b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"TRACE"))
-
-
-def _request_bytes(head: RequestHead, body: bytes) -> bytes:
-    """Head and body as one, so that they leave in one write."""
-    if not body and head.method in _BODILESS_METHODS:
-        return head.prefix + b"\r\n"
-    return b"%scontent-length: %d\r\n\r\n%s" % (head.prefix, len(body), body)
-
-
-# ------------------------------------------------------------------------------------------------ reading replies
-
-_COMMON_HEAD = re.compile(
-    rb"HTTP/1\.1 ([2-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*+)?+\r\n"
-    rb"((?:" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*+\r\n)++)\r\n"
-)
-_FIELD = re.compile(rb"(" + _TOKEN + rb"):[\t ]*+([\t\x20-\x7e\x80-\xff]*+)\r\n")
-_LENGTH = re.compile(rb"[0-9]{1,18}")
-_KEEP_ALIVE_TIMEOUT = re.compile(rb"(?:^|[,\s])timeout\s*=\s*\"?([0-9]{1,9})", re.IGNORECASE)
-_BODILESS_STATUSES = frozenset((204, 304))
-
-
-class ReplyReader:
-    """Reads one reply out of whatever pieces it arrives in.
-
-    The common reply (HTTP/1.1, its head in one piece, one plain content-length) is read here, in some 5 µs;
-    everything else, and everything doubtful, goes to h11, which takes 60. The tests hold the two against each
-    other: what is read here, h11 reads to the same.
-    """
-
-    __slots__ = ("_body", "_body_bytes", "_h11", "_head", "_limit", "_method", "_missing", "keep_for_s")
-
-    def __init__(self, method: bytes, limit: int) -> None:
-        self._method = method
-        self._limit = limit
-        self._head: tuple[int, list[tuple[bytes, bytes]]] | None = None
-        self._body: list[bytes] = []
-        self._body_bytes = 0
-        self._missing = -1
-        self._h11: h11.Connection | None = None
-        self.keep_for_s: float | None = None
-        """After the reply: None = the connection ends here, -1 = it may be kept, else seconds announced."""
-
-    def feed(self, data: bytes) -> RawReply | None:
-        """The reply, as soon as it is whole. Raises: NoReply (malformed, too_large)."""
-        if self._h11 is not None:
-            return self._feed_h11(data)
-        if self._head is None:
-            return self._begin(data)
-        return self._go_on(data)
-
-    def end(self) -> RawReply | None:
-        """The peer will send nothing more: a body without a length is whole now. Raises: NoReply (closed)."""
-        if self._h11 is not None:
-            with contextlib.suppress(h11.RemoteProtocolError):
-                self._h11.receive_data(b"")
-                if (reply := self._next_events(self._h11)) is not None:
-                    return reply
-        raise NoReply(
-            "The connection was closed after the request was sent and before its reply was whole.",
-            cause="closed",
-            status_code=self.status_code,
-        )
-
-    @property
-    def status_code(self) -> int | None:
-        return self._head[0] if self._head is not None else None
-
-    def _begin(self, data: bytes) -> RawReply | None:
-        common = _COMMON_HEAD.match(data)
-        if common is None or common.end() > _MAX_HEAD_BYTES or self._method == b"HEAD":
-            return self._leave_to_h11(data)
-        status = int(common[1])
-        length: bytes | None = None
-        closes = False
-        announced: bytes | None = None
-        headers = []
-        for raw_name, raw_value in _FIELD.findall(common[2]):
-            name, value = raw_name.lower(), raw_value.rstrip(b" \t")
-            headers.append((name, value))
-            if name == b"content-length":
-                if length is not None or not _LENGTH.fullmatch(value):
-                    return self._leave_to_h11(data)
-                length = value
-            elif name == b"transfer-encoding":
-                return self._leave_to_h11(data)
-            elif name == b"connection":
-                closes = closes or b"close" in value.lower()
-            elif name == b"keep-alive":
-                announced = value
-        if length is None or status in _BODILESS_STATUSES:
-            return self._leave_to_h11(data)
-        self._head = (status, headers)
-        self._missing = int(length)
-        if self._missing > self._limit:
-            raise self._too_large()
-        self.keep_for_s = None if closes else _announced_s(announced)
-        return self._go_on(data[common.end() :])
-
-    def _go_on(self, data: bytes) -> RawReply | None:
-        if len(data) > self._missing:
-            # Bytes beyond the reply that nobody asked for: the reply is whole, the connection is not to be trusted.
-            data = data[: self._missing]
-            self.keep_for_s = None
-        self._missing -= len(data)
-        self._body.append(data)
-        if self._missing:
-            return None
-        assert self._head is not None
-        return RawReply(self._head[0], self._head[1], b"".join(self._body))
-
-    def _leave_to_h11(self, data: bytes) -> RawReply | None:
-        self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
-        # h11 wants to know the request in order to read its reply; what it would have sent is thrown away.
-        self._h11.send(h11.Request(method=self._method, target="/", headers=[("host", "-")]))
-        self._h11.send(h11.EndOfMessage())
-        return self._feed_h11(data)
-
-    def _feed_h11(self, data: bytes) -> RawReply | None:
-        assert self._h11 is not None
-        if not data:
-            return None
-        try:
-            self._h11.receive_data(data)
-            return self._next_events(self._h11)
-        except h11.RemoteProtocolError as exc:
-            if exc.error_status_hint == 431:
-                raise self._too_large() from exc
-            raise NoReply(
-                "What came back after the request was sent is no HTTP reply.",
-                cause="malformed",
-                status_code=self.status_code,
-            ) from exc
-
-    def _next_events(self, connection: h11.Connection) -> RawReply | None:
-        while True:
-            event = connection.next_event()
-            if isinstance(event, h11.Response):
-                self._head = (event.status_code, [(bytes(name), bytes(value)) for name, value in event.headers])
-            elif isinstance(event, h11.Data):
-                self._body.append(bytes(event.data))
-                self._body_bytes += len(event.data)
-                if self._body_bytes > self._limit:
-                    raise self._too_large()
-            elif isinstance(event, h11.EndOfMessage):
-                assert self._head is not None
-                reusable = connection.our_state is h11.DONE and connection.their_state is h11.DONE
-                if reusable and not connection.trailing_data[0]:
-                    announced = [value for name, value in self._head[1] if name == b"keep-alive"]
-                    self.keep_for_s = _announced_s(announced[-1] if announced else None)
-                return RawReply(self._head[0], self._head[1], b"".join(self._body))
-            elif event is h11.NEED_DATA or event is h11.PAUSED or isinstance(event, h11.ConnectionClosed):
-                return None
-            # h11.InformationalResponse: 1xx says that a reply will come; it is none.
-
-    def _too_large(self) -> NoReply:
-        return NoReply(
-            f"The reply is longer than {self._limit:,} bytes, or its headers than {_MAX_HEAD_BYTES:,}; it was not "
-            "read on.",
-            cause="too_large",
-            status_code=self.status_code,
-        )
-
-
-def _announced_s(keep_alive: bytes | None) -> float:
-    """Seconds that `Keep-Alive: timeout=N` announces; -1 where it announces none."""
-    found = _KEEP_ALIVE_TIMEOUT.search(keep_alive) if keep_alive else None
-    return float(found[1]) if found else -1.0
-
-
 # ------------------------------------------------------------------------------------------------ connections
 
 
@@ -379,8 +143,8 @@ class Connection(asyncio.Protocol):
             return
         try:
             reply = self._reader.feed(data)
-        except NoReply as exc:
-            self._fail(exc)
+        except BrokenReply as error:
+            self._fail(NoReply(f"{self.origin}: {error}.", cause=error.cause, status_code=error.status_code))
         else:
             if reply is not None:
                 self._succeed(reply)
@@ -392,8 +156,8 @@ class Connection(asyncio.Protocol):
             return
         try:
             reply = self._reader.end()
-        except NoReply as exc:
-            self._fail(exc)
+        except BrokenReply as error:
+            self._fail(NoReply(f"{self.origin}: {error}.", cause=error.cause, status_code=error.status_code))
         else:
             if reply is not None:
                 self._succeed(reply)
@@ -439,7 +203,7 @@ class Connection(asyncio.Protocol):
         assert self._socket is not None
         # A descriptor of our own for peeking: asyncio's socket object offers no recv.
         self._peek = self._socket.get_extra_info("socket").dup()
-        # CPython 3.11 to 3.14: `write` on an empty buffer sends at once, and closes the transport within the call
+        # CPython 3.11 to 3.13: `write` on an empty buffer sends at once, and closes the transport within the call
         # if the kernel refused. Other loops (uvloop) and TLS promise no such thing.
         self._first_send_tells = not self.secure and isinstance(self._loop, asyncio.SelectorEventLoop)
 
@@ -473,7 +237,7 @@ class Connection(asyncio.Protocol):
         """Hand the request over; the future gives its reply. Raises: NotSent, then the connection is closed."""
         if self._reader is not None or not self._checked_out:
             raise RuntimeError("A connection carries one exchange at a time, and only while it is checked out.")
-        data = _request_bytes(head, body)
+        data = request_bytes(head, body)
         out = self._socket
         if out is None or self._ended or out.is_closing() or not self._looks_alive():
             raise self._refuse("had closed the connection before the request was sent")
@@ -658,7 +422,7 @@ class Transport(httpx.AsyncBaseTransport):
         headers = [
             (name, value)
             for name, value in request.headers.raw
-            if name.lower() not in _FRAMING and name.lower() != b"accept-encoding"
+            if name.lower() not in FRAMING and name.lower() != b"accept-encoding"
         ]
         headers.append((b"accept-encoding", b"identity"))
         head = request_head(request.method, request.url.raw_path, headers)

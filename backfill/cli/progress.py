@@ -3,6 +3,8 @@
 No colour anywhere, so NO_COLOR has nothing to turn off. A terminal that fails never ends a run.
 """
 
+import os
+import shutil
 import sys
 import threading
 import time
@@ -62,6 +64,8 @@ class _Bar:
         self._bar: tqdm[Never] | None  # an iterator of nothing: we move it ourselves
         self._bar = None
         self._phase = ""
+        # A terminal may not know its own width (a container's, say): tqdm would draw a bar of no width.
+        self._width = None if _columns() else shutil.get_terminal_size().columns
 
     def report(self, progress: Progress) -> None:
         if self._bar is None or progress.phase != self._phase:
@@ -74,7 +78,8 @@ class _Bar:
                 unit=" rows",
                 unit_scale=True,
                 file=output.unbreakable_stderr(),
-                dynamic_ncols=True,
+                dynamic_ncols=self._width is None,
+                ncols=self._width,
             )
         self._bar.total = progress.rows_total
         self._bar.set_postfix_str(counters(progress), refresh=False)
@@ -84,3 +89,10 @@ class _Bar:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except OSError:
+        return 0

@@ -188,7 +188,9 @@ def status_text(view: JobView, now: datetime) -> str:
     if view.tenant:
         lines.append(f"Tenant   {view.tenant}")
     lines += _labelled("Now", _now(view, now))
-    lines += [f"Load {load.load:<4}{_account(load)}" for load in view.accounted]
+    if hidden := max(0, len(view.accounted) - _EXPORTS_SHOWN):
+        lines.append(f"Loads    {hidden:,} exports more, see --json; the newest are:")
+    lines += [f"Load {load.load:<4}{_account(load)}" for load in view.accounted[hidden:]]
     for number, exports in view.unaccounted:
         rows = sum(rows for _, rows in exports)
         names = _listed([PurePath(path).name for path, _ in exports])
@@ -197,7 +199,8 @@ def status_text(view: JobView, now: datetime) -> str:
         lines.append(f"Ledger   {view.state}/ledger, as of {view.ledger_as_of}")
     if not view.accounted and not view.unaccounted:
         lines.append("Loads    none yet")
-    if not view.running and view.unaccounted:
+    unsent = any(export.outcomes.get("unsent") for export in view.accounted)
+    if not view.running and (view.unaccounted or unsent):
         lines.append("Next     Run the same command again; it goes on where it stopped.")
     return "\n".join(lines) + "\n"
 

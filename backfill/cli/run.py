@@ -91,7 +91,7 @@ def command(
 
 @contextlib.contextmanager
 def _signals(stop: "Stop") -> Iterator[None]:
-    """SIGTERM and SIGINT ask for a stop while this lasts; afterwards they mean again what they meant before."""
+    """SIGTERM, SIGINT and SIGHUP ask for a stop while this lasts; afterwards they mean again what they meant before."""
     asked = 0
 
     def handle(*_: object) -> None:
@@ -105,7 +105,11 @@ def _signals(stop: "Stop") -> Iterator[None]:
                     2, b"\nStopping: nothing new is sent, what is in flight is waited for. Once more stops at once.\n"
                 )
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        # A dropped connection to the terminal would otherwise kill the run, and leave what is in flight in doubt.
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:

@@ -111,27 +111,25 @@ def _optional(rows: pl.DataFrame, column: str, opening: str, closing: str = '"')
 
 def _property_list(rows: pl.DataFrame, columns: Sequence[str], names: Sequence[str]) -> list[_Part]:
     """The `properties` of each row; nothing for a row that has none."""
-    groups: list[pl.Expr] = []
-    always: list[_Part] = []  # the properties in a row's list since the last one that some row lacks
-    in_every_row = False
-    for column, name in zip(columns, names, strict=True):
-        match _optional(rows, column, f'{{"name":{_quoted(name)},"value":"', '"}'):
-            case [pl.Expr() as some]:
-                if always:
-                    groups.append(_joined(always))
-                groups.append(some)
-                always = []
-            case [*parts]:
-                in_every_row |= bool(parts)
-                always += [",", *parts] if always and parts else parts
-    if not groups:
-        return [',"properties":[', *always, "]"] if always else []
-    if always:
-        groups.append(_joined(always))
-    listed = pl.concat_str(groups, separator=",", ignore_nulls=True)
-    if in_every_row:
-        return [',"properties":[', listed, "]"]
-    return [_joined([',"properties":[', pl.when(listed != "").then(listed), "]"])]
+    opening = ',"properties":['
+    objects = [(column, f'{{"name":{_quoted(name)},"value":"') for column, name in zip(columns, names, strict=True)]
+    anchor = next((at for at, (column, _) in enumerate(objects) if rows[column].null_count() == 0), None)
+    if anchor is None:
+        some = [part for column, start in objects for part in _optional(rows, column, start, '"}')]
+        if not some:
+            return []
+        listed = pl.concat_str(some, separator=",", ignore_nulls=True)
+        return [_joined([opening, pl.when(listed != "").then(listed), "]"])]
+    # One property is in every row. Those before it bring a comma after them, those behind it one before them, so that
+    # a row's text is put together in a single step.
+    parts: list[_Part] = [opening]
+    for column, start in objects[:anchor]:
+        parts += _optional(rows, column, start, '"},')
+    column, start = objects[anchor]
+    parts += [start, pl.col(column), '"}']
+    for column, start in objects[anchor + 1 :]:
+        parts += _optional(rows, column, "," + start, '"}')
+    return [*parts, "]"]
 
 
 def _joined(parts: Sequence[_Part], *, ignore_nulls: bool = False) -> pl.Expr:

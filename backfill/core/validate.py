@@ -227,11 +227,8 @@ def _read_iso(column: pl.Series, zone: str | None) -> Instants:
     if tail not in {"", "Z", "+00:00", "+0000"}:
         return _read_grammar(column, zone)
     usual = pl.col("text").str.contains(f"^{_WALL_SHAPE}{pl.escape_regex(tail)}$")
-    read = pl.DataFrame({"text": column}).select(
-        wall=pl.when(usual).then(
-            pl.col("text").str.head(19).str.to_datetime(_WALL, time_unit="us", strict=False, cache=False)
-        )
-    )["wall"]
+    wall = pl.col("text").str.to_datetime(_WALL + tail, time_unit="us", strict=False, cache=False)
+    read = pl.DataFrame({"text": column}).select(pl.when(usual).then(wall)).to_series()
     left = (read.is_null() & column.is_not_null()).arg_true()
     result = _in_zone(read, "UTC" if tail else zone)
     return _amended(result, left, _read_grammar(column.gather(left), zone))

@@ -52,9 +52,10 @@ def test_a_part_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert ledger.sha256("1/part-00000.parquet") == written.sha256
 
 
-def test_only_the_owner_can_read_a_ledger(tmp_path: Path) -> None:
+@pytest.mark.parametrize("umask", [0, 0o277])
+def test_only_the_owner_can_read_a_ledger(tmp_path: Path, umask: int) -> None:
     """Files are 0600 and folders 0700 whatever the umask, since customers' values lie here."""
-    before = os.umask(0)
+    before = os.umask(umask)
     try:
         ledger = Ledger(tmp_path)
         ledger.write_manifest(Manifest(parts=(an_entry(ledger, part_path(1, 0)),)))

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import httpx
 
-from backfill.adapters.transport import Origin, Transport, request_head
+from backfill.adapters.transport import Origin, Transport
+from backfill.core.http1 import request_head
 
 _TARGET = "/one/oauth2/rest/v2/interactions/offline?sk=bench"
 _REPLY_BODY = b'{"statusCode":200,"tid":"2f0b7e3c-0f5e-4f0f-9f0e-1d6f5f4c1a77"}'
@@ -149,8 +150,7 @@ def main(argv: list[str]) -> None:
                         best[name] = max(best.get(name, measured), measured)
                 for name, measured in best.items():
                     ratio = measured.requests_s / best["httpx"].requests_s
-                    print(
-                        f"{connections:>11}  {name:<20} {measured.requests_s:>10,.0f} {measured.core_us:>10.0f} {ratio:>6.1f}"
-                    )
+                    figures = f"{measured.requests_s:>10,.0f} {measured.core_us:>10.0f} {ratio:>6.1f}"
+                    print(f"{connections:>11}  {name:<20} {figures}")
         finally:
             server.terminate()

@@ -1,12 +1,15 @@
 """The one door of the command line: exit codes, words and JSON, through real processes where a process matters."""
 
 import csv
+import fcntl
 import io
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -282,18 +285,18 @@ def test_run_turns_words_into_an_order_and_a_summary_into_words(
 def test_signals_ask_for_a_stop_and_mean_the_same_as_before_afterwards(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGTERM and SIGINT reach `Stop`; the run's own answer is the exit code."""
+    """SIGHUP (a dropped terminal), SIGTERM and SIGINT reach `Stop`; the run's own answer is the exit code."""
     requested: list[bool] = []
 
     def during(stop: Stop) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), number)
             requested.append(stop.requested)
 
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(backfill.run, "execute", answering([], during))
     assert told(capsys, "run", "--sandbox", "x.csv")[0] == 75
-    assert requested == [True, True]
+    assert requested == [True, True, True]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
@@ -530,6 +533,29 @@ def test_a_ledger_that_is_not_there_yet(capsys: pytest.CaptureFixture[str]) -> N
     code, _, err = told(capsys, "ledger", "--state", "june")
     assert code == 78
     assert "no ledger yet" in err
+
+
+@pytest.mark.parametrize("columns", [100, 0])
+def test_a_terminal_gets_a_bar(columns: int) -> None:
+    """On a terminal each phase has a bar with its share, also where the terminal does not know its width."""
+    code = (
+        "from backfill.cli.progress import shown\n"
+        "from backfill.core.summary import Progress\n"
+        "with shown() as report:\n"
+        "    report(Progress('spooling', 5, None))\n"
+        "    report(Progress('delivering', 0, 200))\n"
+        "    report(Progress('delivering', 100, 200, requests=3, in_doubt=1))\n"
+    )
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    subprocess.run([sys.executable, "-c", code], stderr=theirs, check=True)
+    os.close(theirs)
+    seen = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert "spooling  : 5.00 rows" in seen
+    assert "delivering:  50%" in seen
+    assert "3 calls, 1 in doubt" in seen
+    assert "\x1b[3" not in seen  # no colour
 
 
 def test_a_failing_terminal_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

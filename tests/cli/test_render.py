@@ -238,6 +238,24 @@ def test_a_job_that_ended() -> None:
     assert status_json(ended)["running"] is False
 
 
+def test_a_job_with_rows_unsent() -> None:
+    """After an early stop the next step is named, though the ledger holds every load."""
+    unsent = replace(JUNE, outcomes={"delivered": 9_000, "unsent": 1_000})
+    stopped = view(status={**STATUS, "exit_code": 75}, accounted=(unsent,), unaccounted=())
+    assert status_text(stopped, NOW).endswith("Next     Run the same command again; it goes on where it stopped.\n")
+    assert "Next" not in status_text(replace(stopped, accounted=(JUNE,)), NOW)
+
+
+def test_a_job_of_many_exports_fits_the_screen() -> None:
+    """A nightly job of years shows its newest exports; JSON has them all."""
+    many = view(accounted=tuple(replace(JUNE, load=n, export=f"/data/{n}.csv") for n in range(1, 1001)))
+    text = status_text(many, NOW)
+    assert "Loads    990 exports more" in text
+    assert "Load 1000" in text
+    assert len(text.splitlines()) < 20
+    assert len(status_json(many)["exports"]) == 1000
+
+
 def test_an_execution_that_fell_silent() -> None:
     """One that has told nothing for a while is said to, on this host or another."""
     later = datetime(2024, 6, 1, 12, 5, 0, tzinfo=UTC)
