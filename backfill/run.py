@@ -21,7 +21,7 @@ from backfill.adapters.journal import Journal
 from backfill.adapters.state import Export, JobFile, Load, StateDirectory, Tenant
 from backfill.backlog import Backlog, planned_interactions
 from backfill.core.account import CustomerKeys
-from backfill.core.config import RunConfig, differences, frozen
+from backfill.core.config import RunConfig
 from backfill.core.dispatch import Stopped
 from backfill.core.errors import (
     BackfillError,
@@ -31,6 +31,7 @@ from backfill.core.errors import (
     StorageError,
     Unusable,
 )
+from backfill.core.freeze import differences, frozen
 from backfill.core.summary import ExportCounts, Progress, Summary, exit_code
 from backfill.deliver import Stop, deliver
 from backfill.intake import Intake, must_be_unchanged, take_in

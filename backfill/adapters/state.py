@@ -78,7 +78,7 @@ class Export:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """One load as it was frozen. `config` is `core.config.frozen`, by section and key."""
+    """One load as it was frozen. `config` is `core.freeze.frozen`, by section and key."""
 
     load: int
     config: Mapping[str, Mapping[str, Any]]

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from backfill.core.config import split_set
+from backfill.core.settings import split_set
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

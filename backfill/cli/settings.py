@@ -1,7 +1,7 @@
 """Where things are: the configuration, the state directory, the secrets.
 
 The only reader of the environment beside `airflow_operator`. Finds and reads; what the values mean is judged in
-`core.config`.
+`core.settings`.
 """
 
 import os
@@ -14,8 +14,9 @@ from typing import Any
 
 from backfill.adapters.interaction_api import Credentials
 from backfill.adapters.state import StateDirectory
-from backfill.core.config import Given, RunConfig, merge, parse
+from backfill.core.config import RunConfig
 from backfill.core.errors import ConfigurationError, Unusable
+from backfill.core.settings import Given, merge, parse
 
 DEFAULT_NAME = "backfill"
 CONFIG_NAME = "backfill.toml"

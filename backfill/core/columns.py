@@ -134,17 +134,10 @@ def _properties(
         pairs = chosen.items()
     else:
         pairs = [(column, column) for column in chosen]
-    by_name: dict[str, str] = {}
+    by_name: dict[str, str] = {}  # names differ: the configuration and the header have been checked for that
     for column, name in pairs:
         if column not in header:
             raise _missing(column, header, export=export, key="columns.properties")
-        if name in by_name:
-            raise ConfigurationError(
-                f"columns.properties gives the name {name!r} to two columns ({by_name[name]!r} and {column!r}). "
-                "An interaction has one value for a property; name one column only."
-            )
-        if not name:
-            raise ConfigurationError(f"columns.properties gives column {column!r} an empty property name.")
         by_name[name] = column
     return tuple((by_name[name], name) for name in sorted(by_name))
 

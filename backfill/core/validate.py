@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
-from zoneinfo import ZoneInfo
 
 import polars as pl
 
@@ -52,7 +51,7 @@ class Instants(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What the configuration says about rows, with its instants read. Bounds are inclusive."""
+    """What the configuration says about rows. Bounds are inclusive."""
 
     zone: str | None
     formats: tuple[str, ...] | None
@@ -62,27 +61,17 @@ class Rules:
 
 
 def rules(time: Time, rows: Rows, *, now: datetime) -> Rules:
-    """Read `[time]` and `[rows]`. `now` bounds timestamps where `time.not_after` says nothing.
+    """What `[time]` and `[rows]` ask for. `now` bounds timestamps where `time.not_after` says nothing.
 
-    Raises ConfigurationError for a zone that does not exist, a format that no date can have, or a bound that is
-    no instant.
+    Raises ConfigurationError for a format that no date can have.
     """
-    if time.zone is not None:
-        try:
-            ZoneInfo(time.zone)
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(
-                f"time.zone = {time.zone!r} is no time zone. Write an IANA name such as 'Europe/London' or 'UTC'."
-            ) from error
-    formats = None if time.formats is None else tuple(time.formats)
-    for declared in formats or ():
+    for declared in time.formats or ():
         _check_format(declared)
-    not_after = _bound("time.not_after", time.not_after, time.zone)
     return Rules(
         zone=time.zone,
-        formats=formats,
-        not_before=_bound("time.not_before", time.not_before, time.zone),
-        not_after=now if not_after is None else not_after,
+        formats=None if time.formats is None else tuple(time.formats),
+        not_before=None if time.not_before is None else datetime.fromisoformat(time.not_before),
+        not_after=now if time.not_after is None else datetime.fromisoformat(time.not_after),
         customer_key_required=rows.customer_key_required,
     )
 
@@ -344,14 +333,3 @@ def _check_format(declared: str) -> None:
             f"time.formats: {declared!r} describes no date. Use strptime codes, such as '%d.%m.%Y %H:%M:%S', "
             "or one of epoch_s, epoch_ms, epoch_us."
         )
-
-
-def _bound(key: str, text: str | None, zone: str | None) -> datetime | None:
-    if text is None:
-        return None
-    read = _read_grammar(pl.Series([text]), zone)
-    moment: datetime | None = read.instant.to_list()[0]
-    if moment is None:
-        remedy = "Add an offset, or declare time.zone" if read.zoneless.item() else "Write ISO 8601"
-        raise ConfigurationError(f"{key} = {text!r} is no instant. {remedy}: '2024-03-01T00:00:00Z'.")
-    return moment

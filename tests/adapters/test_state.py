@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 
 from backfill.adapters import state
 from backfill.adapters.state import Export, JobFile, Load, StateDirectory, Tenant, network_file_system
-from backfill.core.config import RunConfig, frozen, parse
+from backfill.core.config import RunConfig
 from backfill.core.errors import ExitCode, JobHeld, StorageError, Unusable
+from backfill.core.freeze import frozen
+from backfill.core.settings import parse
 
 TENANT = Tenant(base_url="https://mxo.example", site_key="ONE-1", call="interactions-offline")
 EXPORT = Export(path="data/june.csv", size=123, mtime_ns=1_700_000_000_123_456_789, sha256="ab" * 32, rows=9)

@@ -1,5 +1,6 @@
 """Pacing: never above the budget in any sliding second, and nearly all of it used."""
 
+import math
 import random
 
 import pytest
@@ -35,8 +36,8 @@ def most_in_a_second(made: list[float]) -> int:
     st.lists(st.floats(0, 3.0) | st.floats(0, 0.01), min_size=1, max_size=20),
 )
 def test_no_sliding_second_exceeds_the_budget(rate: float, late: list[float]) -> None:
-    """However late the wake-ups come, starts never bunch beyond the budget (I8)."""
-    assert most_in_a_second(starts(Pacer(requests_per_second=rate), 10, late)) <= rate
+    """However late the wake-ups come, starts never bunch beyond the budget (I8); of 33.3, a second may hold 34."""
+    assert most_in_a_second(starts(Pacer(requests_per_second=rate), 10, late)) <= math.ceil(rate)
 
 
 @pytest.mark.parametrize("rate", [1.0, 20.0, 200.0, 1000.0])
