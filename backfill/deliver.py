@@ -396,11 +396,11 @@ class _Delivery:
         self._loop.call_soon_threadsafe(self._signalled)
 
     def _signalled(self) -> None:
-        if self._stop.requests > 1:
-            self._give_up_waiting()
-            return
+        # Both signals may have come before this is called, so the dispatch is told in any case.
         self._take(d.StopRequested(ExitCode.STOPPED_EARLY, "Stopped by a signal."))
-        self._loop.call_later(self._config.delivery.shutdown_grace_s, self._give_up_waiting)
+        # Not in this turn of the loop: an attempt cancelled before its first step never says what became of it.
+        grace_s = 0.0 if self._stop.requests > 1 else self._config.delivery.shutdown_grace_s
+        self._loop.call_later(grace_s, self._give_up_waiting)
 
     def _give_up_waiting(self) -> None:
         """The grace is over: whoever has not answered by now leaves its request in doubt."""

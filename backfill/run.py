@@ -68,7 +68,7 @@ def execute(order: Order, *, report: Callable[[Progress], None], stop: Stop) -> 
     """
     state = StateDirectory(order.state)
     if not order.exports and not state.exists():
-        raise Unusable(f"{order.state} holds no job yet, so there is nothing to go on with. Name the exports to send.")
+        raise Unusable(_nothing_to_go_on_with(order.state))
     with state.lock("run"):
         return _Execution(order, state, report, stop).run()
 
@@ -104,6 +104,8 @@ class _Execution:
                 )
 
     def run(self) -> Summary:
+        if not self._order.exports and not self._job.loads:  # every earlier execution was refused
+            raise Unusable(_nothing_to_go_on_with(self._state.path))
         self._sweep()
         intake = take_in(self._order.exports, self._job)
         self._warnings += intake.warnings
@@ -305,6 +307,10 @@ class _Execution:
                 **progress,
             }
         )
+
+
+def _nothing_to_go_on_with(state: Path) -> str:
+    return f"{state} holds no job yet, so there is nothing to go on with. Name the exports to send."
 
 
 def _customer_keys(load: Load) -> CustomerKeys:

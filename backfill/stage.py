@@ -1,8 +1,9 @@
 """Stages a load: exports become requests on disk.
 
-`spool` reads, validates and renders every row once; when its manifest is there, the exports are no longer needed.
-`arrange` then makes requests of the spooled rows, piece by piece. Both may be killed at any instant: spooling starts
-anew, arranging goes on with the next piece, and the bytes of every request come out the same. Never sends anything.
+`spool` reads and validates every row once; when its manifest is there, the exports are no longer needed. `arrange`
+then makes requests of the spooled rows, piece by piece, and renders each row once. Both may be killed at any instant:
+spooling starts anew, arranging goes on with the next piece, and the bytes of every request come out the same. Never
+sends anything.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import polars as pl
 from backfill.adapters import exports, staging
 from backfill.adapters.staging import Manifest, StagedExport
 from backfill.core import arrange as arranging
-from backfill.core.columns import resolve
+from backfill.core.columns import PROPERTY, resolve
 from backfill.core.config import RunConfig
 from backfill.core.encode import render
 from backfill.core.errors import ExportError, StoppedEarly
@@ -51,6 +52,7 @@ def spool(
             exports=staged,
             pieces=spooling.pieces(),
             runs=spooling.runs,
+            properties=spooling.properties,
             invalid_parts=spooling.invalid_parts,
         )
     except BaseException:
@@ -72,22 +74,29 @@ def arrange(
     After the last piece the runs are deleted. Raises StorageError, and StoppedEarly soon after `stopped()` is true.
     """
     manifest = staging.read_manifest(folder)
-    most = 1 if config.api.call == "interaction-offline" else MAX_INTERACTIONS
     done = 0
     for piece in manifest.pieces:
         if not staging.is_arranged(folder, piece.piece):
             _check_stop(stopped)
-            arranged = arranging.arrange(
-                staging.read_piece(folder, manifest, piece),
-                lanes=manifest.lanes,
-                first_request=piece.first_request,
-                most=most,
-                duplicates=config.rows.duplicates,
-            )
-            staging.write_piece(folder, piece.piece, arranged)
+            _arrange_piece(folder, config, manifest, piece)
         done += piece.rows
         report(Progress("arranging", done, manifest.valid))
     staging.remove_runs(folder)
+
+
+def _arrange_piece(folder: Path, config: RunConfig, manifest: Manifest, piece: arranging.Piece) -> None:
+    """A function of its own, so that nothing of a piece is in memory when the next one is read."""
+    rows = staging.read_piece(folder, manifest, piece)
+    # Ordered before they are rendered: JSON is four times as much to move.
+    rows = arranging.delivery_order(rows, manifest.lanes)
+    rows = rows.drop("url", *manifest.properties).hstack(render(rows, config.wire))
+    arranged = arranging.cut(
+        rows,
+        first_request=piece.first_request,
+        most=1 if config.api.call == "interaction-offline" else MAX_INTERACTIONS,
+        duplicates=config.rows.duplicates,
+    )
+    staging.write_piece(folder, piece.piece, arranged)
 
 
 class _Spooling:
@@ -115,10 +124,15 @@ class _Spooling:
         self._pending_invalid_rows = 0
         self._slot_rows = [0] * SLOTS
         self._slot_bytes = [0] * SLOTS
+        self._properties: set[str] = set()
 
     @property
     def lanes(self) -> int:
         return arranging.lane_count(sum(self._slot_rows))
+
+    @property
+    def properties(self) -> tuple[str, ...]:
+        return tuple(sorted(self._properties))
 
     def take(self, number: int, path: Path) -> StagedExport:
         """Read one export to its end."""
@@ -140,7 +154,7 @@ class _Spooling:
                 ),
                 self._rules,
             )
-            self._keep(judged.valid, columns.property_names)
+            self._keep(judged.valid)
             self._set_aside(judged.invalid, reasons)
             read, valid = read + size, valid + judged.valid.height
             self._rows_read += size
@@ -203,32 +217,27 @@ class _Spooling:
                 spans += staging.spans(self._folder, self.runs, slots, times_us, width_us)
         return arranging.time_ranges(spans, limit)
 
-    def _keep(self, valid: pl.DataFrame, property_names: Sequence[str]) -> None:
+    def _keep(self, valid: pl.DataFrame) -> None:
         if valid.is_empty():
             return
-        rendered = render(valid, property_names, self._config.wire)
-        rows = (
-            valid.select("export", "row", "line", "customer_key", "customer_key_name", "tid", "timestamp")
-            .hstack(rendered)
-            .with_columns(arranging.customer().alias("customer"))
-            .with_columns(arranging.slot().alias("slot"))
-        )
+        rows = arranging.in_slots(valid).with_columns(_content_bytes(valid).alias("bytes"))
         self._pending.append(rows)
         self._pending_rows += rows.height
-        self._pending_bytes += int(rows["body"].str.len_bytes().sum())
+        self._pending_bytes += int(rows["bytes"].sum())
         if self._pending_rows >= RUN_ROWS or self._pending_bytes >= BUCKET_BYTES:
             self._write_run()
 
     def _write_run(self) -> None:
-        rows = arranging.run_order(pl.concat(self._pending))
+        # Exports may differ in their properties; what a row has not, is null.
+        rows = arranging.run_order(pl.concat(self._pending, how="diagonal"))
         self._pending.clear()
-        held = rows.group_by("slot").agg(pl.len(), pl.col("body").str.len_bytes().sum().alias("bytes"))
-        for slot, count, size in held.iter_rows():
+        self._pending_rows = self._pending_bytes = 0
+        for slot, count, size in rows.group_by("slot").agg(pl.len(), pl.col("bytes").sum()).iter_rows():
             self._slot_rows[slot] += count
             self._slot_bytes[slot] += size
-        staging.write_run(self._folder, self.runs, rows)
+        self._properties |= {name for name in rows.columns if name.startswith(PROPERTY)}
+        staging.write_run(self._folder, self.runs, rows.drop("bytes"))
         self.runs += 1
-        self._pending_rows = self._pending_bytes = 0
 
     def _set_aside(self, invalid: pl.DataFrame, reasons: dict[str, int]) -> None:
         if invalid.is_empty():
@@ -257,6 +266,12 @@ class _Spooling:
             f"{self._config.rows.max_rejected!r} allows {allowed:,}. Nothing of it was sent. "
             "Mend the export or the configuration, or raise rows.max_rejected."
         )
+
+
+def _content_bytes(rows: pl.DataFrame) -> pl.Series:
+    """How much text each row brings into a request, near enough to keep pieces small."""
+    content = ["url", *(name for name in rows.columns if name.startswith(PROPERTY))]
+    return rows.select(pl.sum_horizontal(pl.col(content).str.len_bytes())).to_series()
 
 
 def _check_stop(stopped: Callable[[], bool]) -> None:

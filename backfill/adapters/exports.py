@@ -145,35 +145,37 @@ class CsvExport:
     def _raw_blocks(self) -> Iterator[tuple[bytes, int]]:
         """Whole records, some block_bytes at once, each with the line on which it starts."""
         digest = hashlib.sha256()
-        pending, line, first = b"", 1, True
+        # One buffer for all blocks: a new one each time is as much work for the kernel as reading it.
+        buffer, held, line = bytearray(self._block_bytes), 0, 1
         with _reading(self.path), self.path.open("rb", buffering=0) as file:
             before = os.fstat(file.fileno())
-            while chunk := file.read(self._block_bytes):
-                digest.update(chunk)
-                buffer = pending + chunk if pending else chunk
-                if first and len(buffer) < len(_BOM) and _BOM.startswith(buffer):
-                    pending = buffer
-                    continue
-                if first:
-                    buffer, first = buffer.removeprefix(_BOM), False
-                end = self._last_record_end(buffer)
+            while count := file.readinto(memoryview(buffer)[held:]):
+                digest.update(memoryview(buffer)[held : held + count])
+                held += count
+                end = self._last_record_end(buffer, held)
                 if end:
-                    yield buffer[:end], line
-                    line += buffer.count(b"\n", 0, end)
-                elif len(buffer) > MAX_RECORD_BYTES:
-                    raise self._endless(buffer, line)
-                pending = buffer[end:]
+                    block = bytes(memoryview(buffer)[:end])
+                    yield (block.removeprefix(_BOM) if line == 1 else block), line
+                    line += block.count(b"\n")
+                    buffer[: held - end] = buffer[end:held]
+                    held -= end
+                elif held > MAX_RECORD_BYTES:
+                    raise self._endless(bytes(buffer[:held]), line)
+                if held > len(buffer) // 2:
+                    buffer.extend(bytes(len(buffer)))
             after = os.fstat(file.fileno())
-        if pending.count(self._quote) % 2:
-            raise self._endless(pending, line)
-        if pending:
-            yield pending, line
+        rest = bytes(buffer[:held])
+        rest = rest.removeprefix(_BOM) if line == 1 else rest
+        if rest.count(self._quote) % 2:
+            raise self._endless(rest, line)
+        if rest:
+            yield rest, line
         self._fingerprint = _unchanged(self.path, before, after, digest.hexdigest())
 
-    def _last_record_end(self, buffer: bytes) -> int:
-        """The end of the last line that ends outside quotes; 0 if there is none."""
-        inside = buffer.count(self._quote) % 2
-        end, known = buffer.rfind(b"\n") + 1, len(buffer)
+    def _last_record_end(self, buffer: bytearray, size: int) -> int:
+        """The end of the last line that ends outside quotes, in the first `size` bytes; 0 if there is none."""
+        inside = buffer.count(self._quote, 0, size) % 2
+        end, known = buffer.rfind(b"\n", 0, size) + 1, size
         while end:
             inside = (inside + buffer.count(self._quote, end, known)) % 2
             if not inside:
@@ -434,6 +436,8 @@ def _expanded(argument: Path) -> list[Path]:
             raise ExportError(f"No file matches {text}. Check the pattern, or the directory it is run from.")
         return paths
     with _reading(argument):
+        if not argument.exists():
+            raise ExportError(f"{argument} does not exist. Check the name, or the directory it is run from.")
         mode = argument.stat().st_mode
     if not stat.S_ISREG(mode):
         raise ExportError(f"{argument} is no regular file. Only files can be read again; write it to one first.")

@@ -90,7 +90,8 @@ class InteractionApi:
             )
         except httpx.TransportError as error:
             return TokenFailed(
-                f"the token endpoint could not be asked ({getattr(error, 'cause', type(error).__name__)})"
+                f"the token endpoint {self._token_url} could not be asked "
+                f"({getattr(error, 'cause', type(error).__name__)})"
             )
         return self._granted(reply)
 

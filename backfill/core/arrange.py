@@ -11,6 +11,7 @@ from typing import NamedTuple
 import polars as pl
 from polars_hash import NonCryptographicHashingNameSpace as Hash
 
+from backfill.core.columns import PROPERTY
 from backfill.core.limits import (
     BUCKET_BYTES,
     BUCKET_ROWS,
@@ -94,25 +95,32 @@ class LaneRange(NamedTuple):
     too_large: bool
 
 
-def customer() -> pl.Expr:
-    """Whose interaction a row is: a hash, UInt64, that is the same in every version.
+def in_slots(rows: pl.DataFrame) -> pl.DataFrame:
+    """The valid rows with their `slot`, UInt16: the share of all customers that each one's customer belongs to.
 
-    The customer is (key name, key); for a row without a key its `tid`. With neither it is the content itself:
-    nothing has to keep an order with it, but its duplicates must come to the same lane to be seen.
-    Needs customer_key, customer_key_name, tid, fingerprint.
+    With neither key nor tid there is no customer, and no order to keep. But a row's duplicates must come to the same
+    lane to be seen, so its content decides.
+    """
+    placed = rows.with_columns(_customer().alias("customer"))
+    if placed["customer"].null_count():
+        content = sorted(name for name in rows.columns if name.startswith(PROPERTY))
+        text = [pl.concat_str(pl.lit(f"\0{name}\0"), pl.col(name)) for name in ("url", *content)]
+        whole = pl.concat_str(pl.col("timestamp").dt.epoch("us").cast(pl.String), *text, ignore_nulls=True)
+        placed = placed.with_columns(pl.coalesce("customer", Hash(whole).xxh3_64()).alias("customer"))
+    return placed.with_columns((pl.col("customer") % SLOTS).cast(pl.UInt16).alias("slot")).drop("customer")
+
+
+def _customer() -> pl.Expr:
+    """Whose interaction a row is: a hash, UInt64, that is the same in every version; null with neither key nor tid.
+
+    The customer is (key name, key), and for a row without a key its `tid`.
     """
     # The letter keeps keys and tids apart. No key holds a control character, so the last NUL ends the name.
     by_key = pl.concat_str(
         pl.lit("k"), pl.col("customer_key_name").fill_null(_DEFAULT_KEY_NAME), pl.lit("\0"), pl.col("customer_key")
     )
     by_tid = pl.concat_str(pl.lit("t"), pl.col("tid"))
-    known = Hash(pl.coalesce(by_key, by_tid)).xxh3_64()
-    return pl.coalesce(known, Hash(pl.col("fingerprint")).xxh3_64())
-
-
-def slot() -> pl.Expr:
-    """The share of all customers that `customer` belongs to: UInt16 below SLOTS."""
-    return (pl.col("customer") % SLOTS).cast(pl.UInt16)
+    return Hash(pl.coalesce(by_key, by_tid)).xxh3_64()
 
 
 def run_order(rows: pl.DataFrame) -> pl.DataFrame:
@@ -183,31 +191,55 @@ def time_ranges(spans: Sequence[Span], limit: int) -> list[Span]:
     return joined
 
 
-def arrange(rows: pl.DataFrame, *, lanes: int, first_request: int, most: int, duplicates: str) -> Arranged:
-    """Put the rows of one piece in order, find duplicates, cut requests of at most `most` interactions.
+def delivery_order(rows: pl.DataFrame, lanes: int) -> pl.DataFrame:
+    """The rows of one piece, read in any order, as they are to be delivered, with their `lane`.
 
-    Takes the rows of the runs, in any order. Within a lane come first the customers without any `tid`, by
-    (timestamp, export, row), then those with one, by (customer, timestamp, export, row); a request ends where
-    `tid` changes. Of interactions with one fingerprint the first by (export, row) stays, the others name it in
-    duplicate_of_export and duplicate_of_row and are in no request, unless `duplicates` is "send".
+    Within a lane come first the customers without any `tid`, by (timestamp, export, row), then those with one, by
+    (customer, timestamp, export, row): a tid is a parameter of the whole request.
     """
-    ordered = _ordered(
-        rows.with_columns((pl.col("slot").cast(pl.UInt32) * lanes // SLOTS).cast(pl.UInt16).alias("lane"))
+    lane = (pl.col("slot").cast(pl.UInt32) * lanes // SLOTS).cast(pl.UInt16)
+    placed = rows.with_columns(lane.alias("lane"))
+    if rows["tid"].null_count() == rows.height:
+        return placed.sort(*_by_lane_and_time(placed), "export", "row")
+    bound = pl.col("tid").is_not_null().any().over("customer")
+    return (
+        placed.with_columns(_customer().alias("customer"))
+        .with_columns(pl.when(bound).then("customer").alias("bound"))
+        .sort("lane", "bound", "timestamp", "export", "row", nulls_last=False)
+        .drop("bound", "customer")
     )
-    ordered = _with_originals(ordered) if duplicates == "skip" else ordered.with_columns(_no_original())
-    kept = pl.col("duplicate_of_row").is_null()
-    ends = pl.any_horizontal(
+
+
+def _by_lane_and_time(rows: pl.DataFrame) -> list[pl.Expr]:
+    """Both in one key where 54 bits hold all times (570 years): it takes two thirds of the time of sorting by two."""
+    time = rows["timestamp"].to_physical()
+    first, last = time.min(), time.max()
+    if not (isinstance(first, int) and isinstance(last, int) and last - first < 2**54):
+        return [pl.col("lane"), pl.col("timestamp")]
+    return [pl.col("lane").cast(pl.Int64) * 2**54 + (pl.col("timestamp").cast(pl.Int64) - first)]
+
+
+def cut(rows: pl.DataFrame, *, first_request: int, most: int, duplicates: str) -> Arranged:
+    """Find duplicates among rows in delivery order, and cut the others into requests of at most `most` interactions.
+
+    Takes what `delivery_order` gives, with the `body` and `fingerprint` of each row. Of interactions with one
+    fingerprint the first by (export, row) stays; the others name it in duplicate_of_export and duplicate_of_row and
+    are in no request, unless `duplicates` is "send". A request ends where lane or `tid` changes.
+    """
+    rows = _with_originals(rows) if duplicates == "skip" else rows.with_columns(_no_original())
+    sent = rows.select("lane", "tid", "body", kept=pl.col("duplicate_of_row").is_null()).with_row_index("index")
+    starts = pl.any_horizontal(
         pl.col("lane").ne_missing(pl.col("lane").shift()), pl.col("tid").ne_missing(pl.col("tid").shift())
     )
-    sent = ordered.select("lane", "tid", "body", kept=kept).with_row_index("index").filter("kept")
     sent = (
-        sent.with_columns(pl.int_range(pl.len(), dtype=pl.Int64).alias("n"), ends.alias("starts"))
+        sent.filter("kept")
+        .with_columns(pl.int_range(pl.len(), dtype=pl.Int64).alias("n"), starts.alias("starts"))
         .with_columns((pl.col("n") - pl.when("starts").then("n").forward_fill()).alias("run"))
         .with_columns((pl.col("run") % most).cast(pl.Int16).alias("position"))
         .with_columns(((pl.col("position") == 0).cum_sum().cast(pl.Int64) + (first_request - 1)).alias("request"))
     )
-    numbered = ordered.drop("body", "fingerprint", "customer", "slot").with_columns(
-        _spread(sent, "request", ordered.height, pl.Int64()), _spread(sent, "position", ordered.height, pl.Int16())
+    numbered = rows.with_columns(
+        _spread(sent, "request", rows.height, pl.Int64()), _spread(sent, "position", rows.height, pl.Int16())
     )
     requests = sent.group_by("request", maintain_order=True).agg(
         pl.col("lane").first(),
@@ -219,18 +251,6 @@ def arrange(rows: pl.DataFrame, *, lanes: int, first_request: int, most: int, du
     return Arranged(numbered.select(*ROW_SCHEMA), requests.select(*REQUEST_SCHEMA))
 
 
-def _ordered(rows: pl.DataFrame) -> pl.DataFrame:
-    by = ["lane", "timestamp", "export", "row"]
-    if rows["tid"].null_count() == rows.height:
-        return rows.sort(by)
-    bound = pl.col("tid").is_not_null().any().over("customer")
-    return (
-        rows.with_columns(pl.when(bound).then("customer").alias("bound"))
-        .sort("lane", "bound", "timestamp", "export", "row", nulls_last=False)
-        .drop("bound")
-    )
-
-
 def _no_original() -> list[pl.Expr]:
     return [
         pl.lit(None, dtype=pl.UInt32).alias("duplicate_of_export"),
@@ -239,13 +259,10 @@ def _no_original() -> list[pl.Expr]:
 
 
 def _with_originals(rows: pl.DataFrame) -> pl.DataFrame:
-    twins = (
-        rows.select("fingerprint", "export", "row")
-        .with_row_index("index")
-        .filter(pl.col("fingerprint").is_duplicated())
-    )
-    if twins.is_empty():
+    if rows["fingerprint"].n_unique() == rows.height:  # a third of the cost of looking which ones are twins
         return rows.with_columns(_no_original())
+    twins = rows.select("fingerprint", "export", "row").with_row_index("index")
+    twins = twins.filter(pl.col("fingerprint").is_duplicated())
     later = (
         twins.sort("export", "row")
         .with_columns(

@@ -17,6 +17,9 @@ from backfill.core.errors import ConfigurationError
 TEXT_PARTS = ("customer_key", "customer_key_name", "url", "tid")
 """The parts of an interaction that are text, under the names that they have in every staged file."""
 
+PROPERTY = "property:"
+"""What a property's name is preceded by where it names a column of ours, so that it cannot meet another."""
+
 _TEMPLATE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]")
 _DATETIME_TEXT = "%Y-%m-%dT%H:%M:%S%.f"
 
@@ -37,10 +40,6 @@ class ColumnMap:
     properties: tuple[tuple[str, str], ...]
 
     @property
-    def property_names(self) -> tuple[str, ...]:
-        return tuple(name for _, name in self.properties)
-
-    @property
     def used(self) -> tuple[str, ...]:
         """The columns that are read, each once; a reader may leave out all others."""
         parts = (self.timestamp, self.customer_key, self.customer_key_name, self.url, self.tid)
@@ -51,9 +50,9 @@ class ColumnMap:
         """The parts of each row under fixed names, so that nothing further on knows the export's columns.
 
         Shape: (rows, 5 + properties): `timestamp` (text, or a Date or Datetime of a typed export),
-        `customer_key`, `customer_key_name`, `url`, `tid` (text) and `property_0` ... in the order of
-        `property_names` (text). Empty text is no value: null. A key name that is not a column of its own says
-        nothing without a key, so it is null where the key is.
+        `customer_key`, `customer_key_name`, `url`, `tid` and, by name, `property:...` (text). Empty text is no
+        value: null. A key name that is not a column of its own says nothing without a key, so it is null where the
+        key is.
         """
         schema = frame.schema
         timestamp = _text(self.timestamp, schema)
@@ -69,10 +68,7 @@ class ColumnMap:
             key_name.alias("customer_key_name"),
             _text(self.url, schema).alias("url"),
             _text(self.tid, schema).alias("tid"),
-            *(
-                _column_text(column, schema).alias(f"property_{position}")
-                for position, (column, _) in enumerate(self.properties)
-            ),
+            *(_column_text(column, schema).alias(PROPERTY + name) for column, name in self.properties),
         )
 
 

@@ -408,7 +408,10 @@ class Dispatch:
             case Fate.MISDIRECTED:
                 self._stop(
                     ExitCode.UNUSABLE,
-                    f"The API does not take this call ({said}); nothing was applied. Check api.base_url and api.call.",
+                    f"The server redirects ({said}), which is never followed; nothing was applied. Check api.base_url."
+                    if verdict.cause == "redirect"
+                    else f"The API does not take this call ({said}); nothing was applied. Check api.base_url and "
+                    "api.call.",
                 )
                 self._again(flight, commands, verdict)
             case Fate.REDIRECTED:
@@ -443,7 +446,7 @@ class Dispatch:
         if flight is None:  # let go while it was connecting
             return
         self._failed(flight.lane, now_s)
-        self._out_of_attempts(flight, f"no connection: {cause}")
+        self._out_of_attempts(flight, f"no connection to api.base_url ({cause})")
         # A kept-alive connection that the server had closed says nothing about the server: try a new one at once.
         stale = cause == "closed_before_sending" and flight.lane.failures == 1
         self._again(flight, commands, None, now_s if stale else now_s + self._backoff_s(flight.lane), cause=cause)

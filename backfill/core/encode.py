@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import polars as pl
 from polars_hash import NonCryptographicHashingNameSpace as Hash
 
+from backfill.core.columns import PROPERTY
 from backfill.core.config import BulkKey, Wire
 
 _ESCAPES = {chr(code): f"\\u{code:04x}" for code in range(0x20)} | {
@@ -29,15 +30,15 @@ _Part = str | pl.Expr
 _TEXT = ("url", "customer_key", "customer_key_name", "tid")
 
 
-def render(rows: pl.DataFrame, property_names: Sequence[str], wire: Wire) -> pl.DataFrame:
+def render(rows: pl.DataFrame, wire: Wire) -> pl.DataFrame:
     """The JSON of each row and the fingerprint of its content.
 
-    Takes the valid rows of `validate`, with `property_0` ... in the order of `property_names`.
-    Shape: (rows, 2): `body` String; `fingerprint` Binary of 16 bytes. All values are JSON strings, but for a
+    Takes timestamp, url, customer_key, customer_key_name, tid and, in any order, property:...
+    Shape: (rows, 2): `body` String; `fingerprint` UInt128. All values are JSON strings, but for a
     timestamp in epoch milliseconds; what a row lacks is left out. The fingerprint is equal for two interactions
     with the same instant, address, customer, tid and properties, whatever `[wire]` says.
     """
-    properties = [f"property_{position}" for position in range(len(property_names))]
+    properties = sorted(name for name in rows.columns if name.startswith(PROPERTY))
     safe = _escaped(rows.select("timestamp", *_TEXT, *properties))
     parts: list[_Part] = [
         '"',
@@ -45,28 +46,24 @@ def render(rows: pl.DataFrame, property_names: Sequence[str], wire: Wire) -> pl.
         '"',
         *_optional(safe, "customer_key", ',"customerKey":"'),
         *_optional(safe, "customer_key_name", ',"customerKeyName":"'),
-        *_property_list(safe, properties, property_names),
+        *_property_list(safe, properties),
         "}",
     ]
     # The long part is the same in the body and in what is hashed. So neither the order of these parts nor their
     # spelling may ever change: fingerprints are compared across loads, and across versions.
     content = safe.select("timestamp", "tid", _joined(parts, ignore_nulls=True).alias("content"))
-    head = f"{{{_quoted(wire.timestamp_field)}:"
-    address = f",{_quoted(wire.address_field)}:"
     if wire.timestamp_format == "epoch_ms":
         time = pl.col("timestamp").dt.epoch("ms").cast(pl.String)
     else:
         time = pl.col("timestamp").dt.to_string('"%Y-%m-%dT%H:%M:%S%.3fZ"')
-    canonical = pl.concat_str(
-        pl.col("timestamp").dt.epoch("us").cast(pl.String),
-        pl.lit("\n"),
-        pl.col("tid").fill_null(""),
-        pl.lit("\n"),
-        pl.col("content"),
+    head, address = f"{{{_quoted(wire.timestamp_field)}:", f",{_quoted(wire.address_field)}:"
+    # Two hashes, since to join what the second is of to the long part would be another copy of everything.
+    around = pl.concat_str(
+        pl.col("timestamp").dt.epoch("us").cast(pl.String), pl.lit("\n"), pl.col("tid").fill_null("")
     )
     return content.select(
         pl.concat_str(pl.lit(head), time, pl.lit(address), pl.col("content")).alias("body"),
-        Hash(canonical).xxh3_128(return_binary=True, byte_order="big").alias("fingerprint"),
+        (Hash(pl.col("content")).xxh3_128() ^ Hash(around).xxh3_128()).alias("fingerprint"),
     )
 
 
@@ -109,10 +106,10 @@ def _optional(rows: pl.DataFrame, column: str, opening: str, closing: str = '"')
     return parts if missing == 0 else [_joined(parts)]
 
 
-def _property_list(rows: pl.DataFrame, columns: Sequence[str], names: Sequence[str]) -> list[_Part]:
+def _property_list(rows: pl.DataFrame, columns: Sequence[str]) -> list[_Part]:
     """The `properties` of each row; nothing for a row that has none."""
     opening = ',"properties":['
-    objects = [(column, f'{{"name":{_quoted(name)},"value":"') for column, name in zip(columns, names, strict=True)]
+    objects = [(column, f'{{"name":{_quoted(column.removeprefix(PROPERTY))},"value":"') for column in columns]
     anchor = next((at for at, (column, _) in enumerate(objects) if rows[column].null_count() == 0), None)
     if anchor is None:
         some = [part for column, start in objects for part in _optional(rows, column, start, '"}')]

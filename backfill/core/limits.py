@@ -31,4 +31,4 @@ MAX_REPLY_BYTES = 1 << 20
 """A reply body beyond this is not read on: no acknowledgement of 100 interactions is that long."""
 
 BUCKET_BYTES = 64 << 20
-"""JSON arranged at once, where interactions are so large that BUCKET_ROWS of them would not stay small."""
+"""Text arranged at once, where interactions are so large that BUCKET_ROWS of them would not stay small."""

@@ -167,7 +167,10 @@ def replayed_lines(rows: pl.DataFrame, played: Replay, *, load: int, exports: Se
     )
     paths = dict(enumerate(exports))
     sent = pl.col("request").is_not_null()
-    return rows.join(spread, on=["request", "position"], how="left").select(
+    met = rows.join(spread, on=["request", "position"], how="left").join(
+        _before_splits(played), on=["request", "position"], how="left"
+    )
+    return met.select(
         _named("export", paths),
         "row",
         "line",
@@ -182,12 +185,28 @@ def replayed_lines(rows: pl.DataFrame, played: Replay, *, load: int, exports: Se
         pl.lit(load, pl.Int32).alias("load"),
         "request",
         "position",
-        pl.col("attempts").fill_null(0),
+        pl.col("attempts").fill_null(0) + pl.col("attempts_before").fill_null(0),
         "http_status",
         pl.coalesce("tid", "reply_tid"),
         "sent_at",
         "settled_at",
         "execution",
+    )
+
+
+def _before_splits(played: Replay) -> pl.DataFrame:
+    """The attempts of divided parts, which are attempts of every row that they held. By request and position."""
+    divided = [(part, fate.attempts) for part, fate in played.fates.items() if fate.state is State.SPLIT]
+    return (
+        pl.DataFrame(
+            [(*part, attempts) for part, attempts in divided],
+            schema={"request": pl.Int64(), "first": pl.Int16(), "interactions": pl.Int16(), "tries": pl.Int32()},
+            orient="row",
+        )
+        .with_columns(position=pl.int_ranges("first", pl.col("first") + pl.col("interactions"), dtype=pl.Int16))
+        .explode("position")
+        .group_by("request", "position")
+        .agg(attempts_before=pl.col("tries").sum())
     )
 
 

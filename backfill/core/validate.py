@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import polars as pl
 
+from backfill.core.columns import PROPERTY
 from backfill.core.config import Rows, Time
 from backfill.core.errors import ConfigurationError
 from backfill.core.limits import MAX_KEY_CHARS
@@ -89,7 +90,7 @@ def judge(rows: pl.DataFrame, rules: Rules) -> Judged:
     asked = judged.with_columns(given.alias("given"), zoneless.alias("zoneless"))
     found = asked.select(fault(rules).alias(reason) for reason, fault in FAULTS.items())
     reasons = [reason for reason, count in zip(FAULTS, found.sum().row(0), strict=True) if count]
-    kept = [name for name in rows.columns if name != "url" and not name.startswith("property_")]
+    kept = [name for name in rows.columns if name != "url" and not name.startswith(PROPERTY)]
     if not reasons:
         none = judged.clear().select(*kept, pl.lit(None, dtype=pl.List(pl.String)).alias("reasons"))
         return Judged(judged, none)

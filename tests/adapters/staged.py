@@ -151,6 +151,7 @@ class StagedLoad:
                 for number, rows in enumerate(self.pieces)
             ],
             "runs": 0,
+            "properties": [],
             "invalid_parts": len(self.invalid),
         }
 

@@ -26,7 +26,7 @@ def test_properties_default_to_every_unnamed_column_sorted_by_name() -> None:
 def test_columns_of_a_template_are_no_default_properties() -> None:
     """A column that went into the address is not sent again as a property."""
     columns = Columns(url=Template(template="api://shop/{channel}"))
-    assert resolved(columns).property_names == ("amount", "url")
+    assert [name for _, name in resolved(columns).properties] == ["amount", "url"]
 
 
 def test_a_dict_renames_properties() -> None:
@@ -95,7 +95,7 @@ def test_select_gives_fixed_names_and_null_for_no_value() -> None:
             "customer_key_name": "customerkey",
             "url": "{x}://web/1",
             "tid": None,
-            "property_0": "1",
+            "property:amount": "1",
         },
         {
             "timestamp": "t2",
@@ -103,7 +103,7 @@ def test_select_gives_fixed_names_and_null_for_no_value() -> None:
             "customer_key_name": None,
             "url": None,
             "tid": None,
-            "property_0": None,
+            "property:amount": None,
         },
     ]
 
@@ -132,7 +132,7 @@ def test_typed_columns_become_text_except_the_timestamp() -> None:
     row = resolved(Columns()).select(frame).row(0, named=True)
     assert row["timestamp"] == moment
     assert row["customer_key"] == "17850"
-    assert (row["property_0"], row["property_1"]) == ("1.5", "2024-03-01T12:00:00.250Z")
+    assert (row["property:amount"], row["property:channel"]) == ("1.5", "2024-03-01T12:00:00.250Z")
 
 
 def test_used_names_every_column_once() -> None:

@@ -31,8 +31,8 @@ def of(time: Time | None = None, rows: Rows | None = None) -> Rules:
 
 
 def reasons(row: dict[str, str | None], rules: Rules | None = None) -> list[str]:
-    text = pl.Schema(dict.fromkeys([*GOOD, "property_0"], pl.String))
-    judged = judge(pl.DataFrame([{**GOOD, "property_0": "p", **row}], schema=text), rules or of())
+    text = pl.Schema(dict.fromkeys([*GOOD, "property:a"], pl.String))
+    judged = judge(pl.DataFrame([{**GOOD, "property:a": "p", **row}], schema=text), rules or of())
     assert judged.valid.height + judged.invalid.height == 1
     return judged.invalid["reasons"].to_list()[0] if judged.invalid.height else []
 
@@ -110,7 +110,7 @@ def test_no_rule_answers_null() -> None:
 def test_invalid_rows_keep_their_place_and_lose_their_content() -> None:
     """What the ledger needs stays; the address and the properties go."""
     rows = pl.DataFrame(
-        {**{k: [v] * 2 for k, v in GOOD.items()}, "property_0": ["a", "b"], "row": [1, 2]}
+        {**{k: [v] * 2 for k, v in GOOD.items()}, "property:a": ["a", "b"], "row": [1, 2]}
     ).with_columns(pl.Series("url", ["api://x", None]), pl.col("customer_key_name", "tid").cast(pl.String))
     judged = judge(rows, of())
     assert judged.valid["row"].to_list() == [1]
