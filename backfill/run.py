@@ -139,7 +139,12 @@ class _Execution:
         for load in unfinished:
             self._go_through(journal, load.load)
         if new and self._stopped is None:
-            staged = self._stage(new)
+            try:
+                staged = self._stage(new)
+            except Unusable:
+                if unfinished:  # what they came to must stand in the ledger, though the new exports are refused
+                    self._settle(journal, intake.named)
+                raise
             if staged is not None:
                 self._go_through(journal, staged.load)
         if self._stopped is not None:

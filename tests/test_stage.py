@@ -218,8 +218,10 @@ print("done", flush=True)
     )
 
 
-def test_exports_may_differ_in_their_columns(tmp_path: Path) -> None:
-    """Each row keeps the properties of its own export; CSV and Parquet rows of equal content are duplicates."""
+@pytest.mark.parametrize("run_rows", [1, 150_000])
+def test_exports_may_differ_in_their_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_rows: int) -> None:
+    """In one run or several, each row keeps its own properties; CSV and Parquet rows can be duplicates."""
+    monkeypatch.setattr(stage, "RUN_ROWS", run_rows)
     one, two, three = (tmp_path / name for name in ("1.csv", "2.csv", "3.parquet"))
     one.write_text("timestamp,customer_key,url,a\n2024-01-01T00:00:00Z,c,api://x,1\n")
     two.write_text("b,url,customer_key,timestamp\n2,api://x,c,2024-01-01T01:00:00Z\n")

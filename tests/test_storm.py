@@ -21,6 +21,6 @@ def test_20_kills_change_nothing(tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_broken_variant_is_caught(tmp_path: Path, variant: str) -> None:
-    """The checker finds what each mistake does to the account."""
-    _, findings = storm(tmp_path / "storm", kills=5, seed=5, module=("tests.broken", variant))
-    assert findings.violations
+    """The checker finds what each mistake does to the account. A storm may miss the moment; three do not."""
+    module = ("tests.broken", variant)
+    assert any(storm(tmp_path / str(seed), kills=6, seed=seed, module=module)[1].violations for seed in range(3))

@@ -15,8 +15,8 @@ MAX_LANES = 512
 BUCKET_ROWS = 150_000
 """Rows arranged at once: some 50 MB in memory, and little enough to sort in a fraction of a second."""
 
-RUN_ROWS = 150_000
-"""Rows in one spooled run."""
+RUN_ROWS = 300_000
+"""Rows in one spooled run: every piece is read out of all runs, so few large ones, as long as memory allows."""
 
 CSV_BLOCK_BYTES = 8 << 20
 """Bytes parsed at once: large enough for polars to be fast, small enough to be forgotten."""

@@ -221,7 +221,7 @@ def _read_iso(column: pl.Series, zone: str | None) -> Instants:
     read = pl.DataFrame({"text": column}).select(pl.when(usual).then(wall)).to_series()
     left = (read.is_null() & column.is_not_null()).arg_true()
     result = _in_zone(read, "UTC" if tail else zone)
-    return _amended(result, left, _read_grammar(column.gather(left), zone))
+    return _amended(result, left, _read_grammar(column.gather(left), zone)) if len(left) else result
 
 
 def _read_grammar(column: pl.Series, zone: str | None) -> Instants:
@@ -303,8 +303,6 @@ def _bounded(instant: pl.Series) -> pl.Series:
 
 def _amended(result: Instants, where: pl.Series, better: Instants) -> Instants:
     """`result`, with the rows at the indexes `where` taken from `better`."""
-    if not len(where):
-        return result
     return Instants(result.instant.scatter(where, better.instant), result.zoneless.scatter(where, better.zoneless))
 
 
