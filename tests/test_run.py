@@ -224,7 +224,7 @@ def test_rows_with_a_tid_are_sent_under_it(tmp_path: Path) -> None:
 
 
 def bare_loop(budget: float, ended: Callable[[], bool]) -> float:
-    """Starts per second that a loop reaches which only waits by the budget's rule: what this machine allows just now."""
+    """Starts per second that a loop reaches which only waits by the budget's rule: what the machine allows now."""
     began_s = time.monotonic()
     pacer = Pacer(requests_per_second=budget, not_before_s=began_s)
     starts = 0
