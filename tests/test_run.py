@@ -374,7 +374,7 @@ def bodies(server: Server) -> dict[tuple[str, ...], set[str]]:
 
 def test_after_a_kill_the_bodies_are_the_same_to_the_byte(tmp_path: Path) -> None:
     """Killed in the middle, then finished: every attempt of a request, and a run without a kill, send one body."""
-    rows = visits(4_400, customers=900, mark=lambda place: "bad" if place == 500 else 'Grüße, "x"\n')
+    rows = visits(4_400, customers=900, mark=lambda place: "bad" if place in (500, 4_000) else 'Grüße, "x"\n')
     rules = ("status=400,when=property:mark=bad", "status=503,every=7", "latency_ms=30")
     with serving(tmp_path / "calm", *rules) as calm, serving(tmp_path / "killed", *rules) as server:
         config: dict[str, dict[str, object]] = {"rows": {"max_rejected": 20}, "delivery": {"max_in_doubt": 2_000}}
@@ -392,8 +392,8 @@ def test_after_a_kill_the_bodies_are_the_same_to_the_byte(tmp_path: Path) -> Non
         expect(whole.wait(unbroken), 0)
         outcomes = agree(job, server, kills=2, attempts_seen=False)
         assert set(outcomes) <= {"delivered", "rejected", "in_doubt"}
-        assert outcomes["rejected"] <= 1
-        assert agree(whole, calm) == {"delivered": 4_399, "rejected": 1}
+        assert outcomes.get("rejected", 0) <= 2  # a bad row may be in doubt as well
+        assert agree(whole, calm) == {"delivered": 4_398, "rejected": 2}
         sent, reference = bodies(server), bodies(calm)
         assert all(len(checksums) == 1 for checksums in sent.values())
         assert len([part for part in sent if part in reference]) > 45
