@@ -184,13 +184,7 @@ def _customer_columns(customer_keys: CustomerKeys) -> list[pl.Expr]:
 
 def _standings_frame(standings: Iterable[Standing]) -> pl.DataFrame:
     """The parts that answer for rows, sorted by where they begin. `end` is the position after their last."""
-    splits: dict[int, list[Standing]] = {}
-    leaves = []
-    for standing in standings:
-        if standing.state is State.SPLIT:
-            splits.setdefault(standing.part.request, []).append(standing)
-        else:
-            leaves.append(standing)
+    leaves = [standing for standing in standings if standing.state is not State.SPLIT]
     if not leaves:
         return _STANDING_SCHEMA.to_frame()
     # Column by column and strictly typed: where every request holds one row (each with a `tid` of its own), a
@@ -204,7 +198,7 @@ def _standings_frame(standings: Iterable[Standing]) -> pl.DataFrame:
                 pl.Series("first", [standing.part.first for standing in leaves], pl.Int64),
                 pl.Series("interactions", [standing.part.interactions for standing in leaves], pl.Int64),
                 pl.Series("outcome", [OUTCOME_OF[standing.state] for standing in leaves], pl.String),
-                pl.Series("attempts", [_attempts(standing, splits) for standing in leaves], pl.Int32),
+                pl.Series("attempts", [standing.attempts for standing in leaves], pl.Int32),
                 pl.Series("http_status", [standing.http_status for standing in leaves], pl.Int16),
                 pl.Series("cause", [standing.cause for standing in leaves], pl.String),
                 pl.Series("reason", [standing.reason for standing in leaves], pl.String),
@@ -222,14 +216,4 @@ def _standings_frame(standings: Iterable[Standing]) -> pl.DataFrame:
         )
         .select(_STANDING_SCHEMA.names())
         .sort("place")
-    )
-
-
-def _attempts(leaf: Standing, splits: Mapping[int, Sequence[Standing]]) -> int:
-    """How often the rows of this part were tried: also as rows of the parts that it was split from."""
-    first = leaf.part.first
-    return leaf.attempts + sum(
-        split.attempts
-        for split in splits.get(leaf.part.request, ())
-        if split.part.first <= first < split.part.first + split.part.interactions
     )

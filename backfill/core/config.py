@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from backfill.core.limits import MAX_INTERACTIONS
+from backfill.core.window import parse as parse_window
 from backfill.core.wording import listed
 
 # ------------------------------------------------------------------------------------------------ rules of values
@@ -112,6 +113,11 @@ def _zone(name: str) -> str:
 
 EPOCHS = ("epoch_s", "epoch_ms", "epoch_us")
 """Formats of `[time]` that are counts since 1970, UTC, not strptime codes."""
+
+
+def _window(text: str) -> str:
+    parse_window(text)
+    return text
 
 
 def _formats(formats: list[str]) -> list[str]:
@@ -291,16 +297,23 @@ class Budget(Section):
     interactions_per_second: float | None = Field(None, ge=MAX_INTERACTIONS)
     """At least one full request a second, or no request of 100 could ever be granted."""
     concurrency: int = Field(16, ge=1, le=1024)
+    requests_per_day: int | None = Field(None, ge=1)
+    window: Annotated[str, AfterValidator(_window)] | None = None
+    """When requests may be sent: "22:00-06:00", in `window_zone`."""
+    window_zone: Annotated[str, AfterValidator(_zone)] = "UTC"
 
 
 class Delivery(Section):
+    in_doubt: Literal["hold", "resend"] = "hold"
     max_in_doubt: int = Field(0, ge=0)
     on_400: Literal["bisect", "reject"] = "bisect"
+    canary_calls: int = Field(20, ge=1)
     unapplied_statuses: Annotated[list[int], AfterValidator(_unapplied)] = [408, 429, 503]
     max_attempts: int = Field(10, ge=1)
     backoff_base_s: float = Field(1.0, gt=0)
     backoff_max_s: float = Field(60.0, gt=0)
     give_up_after_s: float = Field(900.0, gt=0)
+    breaker_failures: int = Field(5, ge=1)
     shutdown_grace_s: float = Field(30.0, ge=0)
 
     @model_validator(mode="after")

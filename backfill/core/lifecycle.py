@@ -25,14 +25,19 @@ class Move(StrEnum):
 
     INTENT = "intent"  # durably written, before the first byte
     ACKNOWLEDGED = "acknowledged"
-    UNAPPLIED = "unapplied"  # provably changed nothing: to be sent again
+    UNAPPLIED = "unapplied"  # provably changed nothing: to be sent again, or a refusal that is not believed yet
     REFUSED = "refused"  # the API says that the interactions themselves are wrong
-    DIVIDED = "divided"  # replaced by its parts
+    BELIEVED = "believed"  # as refused, of a refusal that stood as unapplied until an acknowledgement came
+    DIVIDED = "divided"  # replaced by its parts, which are planned
+    SORTED = "sorted"  # replaced by its parts, which are in flight: one reply gave them several fates
+    CUT = "cut"  # as divided, before it was ever sent: a limit or a decision needs a part of it
     UNCLEAR = "unclear"  # a byte left, and no reply says what became of it
     LOST = "lost"  # the execution died with the request in flight
     DECIDED_DELIVERED = "decided_delivered"
-    DECIDED_SEND_AGAIN = "decided_send_again"
+    DECIDED_NOT_DELIVERED = "decided_not_delivered"
+    DECIDED_RESEND = "decided_resend"  # sent again although it may have been applied: marked from now on
     DECIDED_ABANDON = "decided_abandon"
+    DECIDED_DOUBT = "decided_doubt"  # abandoned, but it had been in doubt: so it may have been applied
 
 
 MOVES: dict[tuple[State, Move], State] = {
@@ -40,13 +45,21 @@ MOVES: dict[tuple[State, Move], State] = {
     (State.IN_FLIGHT, Move.ACKNOWLEDGED): State.DELIVERED,
     (State.IN_FLIGHT, Move.UNAPPLIED): State.PLANNED,
     (State.IN_FLIGHT, Move.REFUSED): State.REJECTED,
+    (State.PLANNED, Move.BELIEVED): State.REJECTED,
     (State.IN_FLIGHT, Move.DIVIDED): State.SPLIT,
+    (State.IN_FLIGHT, Move.SORTED): State.SPLIT,
+    (State.PLANNED, Move.CUT): State.SPLIT,
     (State.IN_FLIGHT, Move.UNCLEAR): State.IN_DOUBT,
     (State.IN_FLIGHT, Move.LOST): State.IN_DOUBT,
     (State.IN_DOUBT, Move.DECIDED_DELIVERED): State.DELIVERED,
-    (State.IN_DOUBT, Move.DECIDED_SEND_AGAIN): State.PLANNED,
+    (State.IN_DOUBT, Move.DECIDED_NOT_DELIVERED): State.PLANNED,
+    (State.IN_DOUBT, Move.DECIDED_RESEND): State.PLANNED,
     (State.PLANNED, Move.DECIDED_ABANDON): State.ABANDONED,
+    (State.PLANNED, Move.DECIDED_DOUBT): State.IN_DOUBT,
 }
+
+STATE_OF_PARTS = {Move.DIVIDED: State.PLANNED, Move.SORTED: State.IN_FLIGHT, Move.CUT: State.PLANNED}
+"""In which state the parts of a request begin that was replaced by this move."""
 
 FINAL = frozenset({State.DELIVERED, State.REJECTED, State.SPLIT, State.ABANDONED})
 
@@ -123,11 +136,16 @@ def halves(part: Part) -> tuple[Part, Part]:
     )
 
 
-def unfinished(whole: Part, standings: list[Standing]) -> list[Part]:
+def unfinished(whole: Part, standings: list[Standing]) -> list[tuple[Part, int, bool]]:
     """What is left to send of a planned request, in order, given all standings of its parts.
 
-    An empty list of standings means that the request never left `planned`.
+    Gives (part, attempts so far, whether it may have been applied already). An empty list of standings means that the
+    request never left `planned`.
     """
     if not standings:
-        return [whole]
-    return sorted(standing.part for standing in standings if standing.state is State.PLANNED)
+        return [(whole, 0, False)]
+    return sorted(
+        (standing.part, standing.attempts, standing.maybe_duplicate)
+        for standing in standings
+        if standing.state is State.PLANNED
+    )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from backfill.core.lifecycle import MOVES, Move, Part, Recorded, State
+from backfill.core.lifecycle import MOVES, STATE_OF_PARTS, Move, Part, Recorded, State
 
 
 class Fate(NamedTuple):
@@ -25,6 +25,7 @@ class Fate(NamedTuple):
     sent_at_ms: int | None = None
     settled_at_ms: int | None = None
     execution: int | None = None
+    maybe_duplicate: bool = False
 
 
 class Replay(NamedTuple):
@@ -64,9 +65,15 @@ def replay(moves: Iterable[tuple[Recorded, int, int]], sizes: Mapping[int, int])
         if move is Move.INTENT:
             if recorded.attempt != fate.attempts + 1:
                 faults.append(f"request {part} has attempt {recorded.attempt} after attempt {fate.attempts}")
+            # What was known of the attempt before no longer counts, but that it may have been applied does.
             fates[part] = Fate(
-                state, recorded.attempt, tid=fate.tid, sent_at_ms=at_ms, execution=execution
-            )  # what was known of the attempt before no longer counts
+                state,
+                recorded.attempt,
+                tid=fate.tid,
+                sent_at_ms=at_ms,
+                execution=execution,
+                maybe_duplicate=fate.maybe_duplicate,
+            )
             continue
         fates[part] = Fate(
             state,
@@ -78,13 +85,17 @@ def replay(moves: Iterable[tuple[Recorded, int, int]], sizes: Mapping[int, int])
             fate.sent_at_ms,
             None if state is State.PLANNED else at_ms,
             execution,
+            fate.maybe_duplicate or move is Move.DECIDED_RESEND,
         )
         if state is State.SPLIT:
             fault = _tiling_fault(part, recorded.into)
             if fault:
                 faults.append(f"request {part} was divided, and {fault}")
+            born = Fate(STATE_OF_PARTS[move], fate.attempts, maybe_duplicate=fate.maybe_duplicate)
+            if born.state is State.IN_FLIGHT:
+                born = born._replace(sent_at_ms=fate.sent_at_ms, execution=fate.execution)
             for child in recorded.into:
-                fates.setdefault(child, Fate())
+                fates.setdefault(child, born)
     return Replay(fates, faults)
 
 
@@ -124,7 +135,7 @@ def replayed_lines(rows: pl.DataFrame, played: Replay, *, load: int, exports: Se
     """What the ledger must say of the staged rows of a piece, given the history of its requests.
 
     Every part is spread out to its positions and met with the rows one by one, unlike the ledger's own range join.
-    Shape: (rows, 18): the ledger's columns but `maybe_duplicate`.
+    Shape: (rows, 19), as the ledger.
     """
     leaves = played.leaves()
     said = pl.concat_list(pl.when(pl.col("cause") != "acknowledged").then("cause"), "reason").list.drop_nulls()
@@ -143,6 +154,7 @@ def replayed_lines(rows: pl.DataFrame, played: Replay, *, load: int, exports: Se
                 "sent_at": [fate.sent_at_ms for _, fate in leaves],
                 "settled_at": [fate.settled_at_ms for _, fate in leaves],
                 "execution": [fate.execution for _, fate in leaves],
+                "maybe_duplicate": [fate.maybe_duplicate for _, fate in leaves],
             },
             schema={
                 "request": pl.Int64(),
@@ -157,6 +169,7 @@ def replayed_lines(rows: pl.DataFrame, played: Replay, *, load: int, exports: Se
                 "sent_at": pl.Datetime("ms", "UTC"),
                 "settled_at": pl.Datetime("ms", "UTC"),
                 "execution": pl.Int32(),
+                "maybe_duplicate": pl.Boolean(),
             },
         )
         .with_columns(
@@ -167,10 +180,7 @@ def replayed_lines(rows: pl.DataFrame, played: Replay, *, load: int, exports: Se
     )
     paths = dict(enumerate(exports))
     sent = pl.col("request").is_not_null()
-    met = rows.join(spread, on=["request", "position"], how="left").join(
-        _before_splits(played), on=["request", "position"], how="left"
-    )
-    return met.select(
+    return rows.join(spread, on=["request", "position"], how="left").select(
         _named("export", paths),
         "row",
         "line",
@@ -185,28 +195,13 @@ def replayed_lines(rows: pl.DataFrame, played: Replay, *, load: int, exports: Se
         pl.lit(load, pl.Int32).alias("load"),
         "request",
         "position",
-        pl.col("attempts").fill_null(0) + pl.col("attempts_before").fill_null(0),
+        pl.col("attempts").fill_null(0),
         "http_status",
         pl.coalesce("tid", "reply_tid"),
+        pl.col("maybe_duplicate").fill_null(value=False),
         "sent_at",
         "settled_at",
         "execution",
-    )
-
-
-def _before_splits(played: Replay) -> pl.DataFrame:
-    """The attempts of divided parts, which are attempts of every row that they held. By request and position."""
-    divided = [(part, fate.attempts) for part, fate in played.fates.items() if fate.state is State.SPLIT]
-    return (
-        pl.DataFrame(
-            [(*part, attempts) for part, attempts in divided],
-            schema={"request": pl.Int64(), "first": pl.Int16(), "interactions": pl.Int16(), "tries": pl.Int32()},
-            orient="row",
-        )
-        .with_columns(position=pl.int_ranges("first", pl.col("first") + pl.col("interactions"), dtype=pl.Int16))
-        .explode("position")
-        .group_by("request", "position")
-        .agg(attempts_before=pl.col("tries").sum())
     )
 
 

@@ -9,7 +9,7 @@ Source: API reference, "Interaction Response Elements" and "Response Status Code
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
@@ -44,6 +44,8 @@ class Verdict:
     words: str | None = None
     tid: str | None = None
     retry_after_s: float | None = None
+    each: "tuple[Verdict, ...]" = ()
+    """One verdict per interaction, where the reply treats them differently; then `fate` is the worst of them."""
 
 
 def read(
@@ -61,25 +63,113 @@ def read(
     `headers` have lower-case names; `now` is the wall clock, for Retry-After dates.
     """
     content = _json(body, headers)
-    embedded = _embedded_status(content, interactions)
-    if 200 <= status < 300:
-        if embedded is None:
-            if wire.acknowledged_by == "http_status" and not _names_errors(content):
-                return Verdict(fate=Fate.ACKNOWLEDGED, http_status=status, cause="acknowledged", tid=_tid(content))
-            return Verdict(fate=Fate.UNCLEAR, http_status=status, cause="unrecognised")
-        if _names_errors(content):
-            return Verdict(fate=Fate.UNCLEAR, http_status=status, cause="unrecognised", words=_words(content))
-        if 200 <= embedded < 300:
-            return Verdict(fate=Fate.ACKNOWLEDGED, http_status=status, cause="acknowledged", tid=_tid(content))
-        status = embedded
-    fate, cause = _fate_of_status(status, unapplied_statuses)
+    results = _results(content, interactions)
+    embedded = _embedded_status(content)
+    says_applied = any(200 <= result < 300 for result, _, _ in results or ()) or (
+        embedded is not None and 200 <= embedded < 300
+    )
+    if not 200 <= status < 300:
+        fate, cause = _fate_of_status(status, unapplied_statuses)
+        if says_applied and fate not in (Fate.REDIRECTED, Fate.UNCLEAR):
+            fate, cause = Fate.UNCLEAR, "unrecognised"  # "nothing was applied" and "it was": who knows?
+        return Verdict(
+            fate=fate,
+            http_status=status,
+            cause=cause,
+            words=_words(content),
+            retry_after_s=retry_after_s(headers.get("retry-after"), now) if fate is Fate.UNAPPLIED else None,
+        )
+    if results is not None:
+        return _of_results(results, _tid(content), unapplied_statuses)
+    if _names_errors(content):
+        return Verdict(fate=Fate.UNCLEAR, http_status=status, cause="unrecognised", words=_words(content))
+    if embedded is None and wire.acknowledged_by == "http_status":
+        embedded = status
+    if embedded is None:
+        return Verdict(fate=Fate.UNCLEAR, http_status=status, cause="unrecognised")
+    if 200 <= embedded < 300:
+        return Verdict(fate=Fate.ACKNOWLEDGED, http_status=status, cause="acknowledged", tid=_tid(content))
+    fate, cause = _fate_of_status(embedded, unapplied_statuses)
     return Verdict(
         fate=fate,
-        http_status=status,
+        http_status=embedded,
         cause=cause,
         words=_words(content),
         retry_after_s=retry_after_s(headers.get("retry-after"), now) if fate is Fate.UNAPPLIED else None,
     )
+
+
+_Result = tuple[int, str | None, str | None]
+"""What a reply says of one interaction: status, words, tid."""
+
+
+def _results(content: object, interactions: int) -> list[_Result] | None:
+    """One result per interaction, where the reply lists them in a way that leaves no doubt which is which.
+
+    Either an array (bare, or the only one in an object) with one object per interaction, each with its `statusCode`;
+    or `errors`, each with the `index` of its interaction, counted from 0, beside an acknowledging `statusCode`.
+    """
+    if isinstance(content, list):
+        return _listed(content, interactions)
+    if not isinstance(content, dict):
+        return None
+    errors = content.get("errors")
+    if isinstance(errors, list) and errors:
+        return _with_errors(content, errors, interactions)
+    arrays = [value for name, value in content.items() if isinstance(value, list) and name in _RESULT_NAMES]
+    return _listed(arrays[0], interactions) if len(arrays) == 1 and not _names_errors(content) else None
+
+
+_RESULT_NAMES = frozenset({"interactions", "responses", "results"})
+
+
+def _listed(items: list[object], interactions: int) -> list[_Result] | None:
+    if len(items) != interactions:
+        return None
+    found: list[_Result] = []
+    for item in items:
+        status = _embedded_status(item)
+        if status is None or (200 <= status < 300 and _names_errors(item)):
+            return None
+        found.append((status, _words(item), _tid(item)))
+    return found
+
+
+def _with_errors(content: dict[str, object], errors: list[object], interactions: int) -> list[_Result] | None:
+    whole = _embedded_status(content)
+    if whole is None or not 200 <= whole < 300:
+        return None
+    found: list[_Result] = [(whole, None, None)] * interactions
+    for error in errors:
+        index = error.get("index") if isinstance(error, dict) else None
+        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < interactions:
+            return None
+        status = _embedded_status(error) or 400
+        if found[index][0] != whole or 200 <= status < 300:
+            return None
+        found[index] = (status, _words(error), None)
+    return found
+
+
+_WORST_FIRST = (Fate.UNCLEAR, Fate.UNAPPLIED, Fate.REFUSED, Fate.ACKNOWLEDGED)
+
+
+def _of_results(results: list[_Result], whole_tid: str | None, unapplied_statuses: Collection[int]) -> Verdict:
+    """`whole_tid`: that of the reply, good for each result without its own."""
+    each = []
+    for status, words, own_tid in results:
+        if 200 <= status < 300:
+            tid = own_tid or whole_tid
+            each.append(Verdict(fate=Fate.ACKNOWLEDGED, http_status=status, cause="acknowledged", tid=tid))
+            continue
+        fate, cause = _fate_of_status(status, unapplied_statuses)
+        if fate not in _WORST_FIRST:  # of a single interaction among others, 401 or 413 make no sense
+            fate, cause = Fate.UNCLEAR, "unrecognised"
+        each.append(Verdict(fate=fate, http_status=status, cause=cause, words=words))
+    worst = min(each, key=lambda verdict: _WORST_FIRST.index(verdict.fate))
+    if worst.fate is not Fate.REFUSED and len({(verdict.fate, verdict.http_status) for verdict in each}) == 1:
+        return replace(worst, tid=worst.tid if len({verdict.tid for verdict in each}) == 1 else None)
+    return replace(worst, each=tuple(each))
 
 
 def _fate_of_status(status: int, unapplied_statuses: Collection[int]) -> tuple[Fate, str]:
@@ -115,18 +205,13 @@ def _json(body: bytes, headers: Mapping[str, str]) -> object:
         return None
 
 
-def _embedded_status(content: object, interactions: int) -> int | None:
-    """The `statusCode` of an object; of an array with one object per interaction the one that they all carry."""
-    if isinstance(content, dict):
-        raw = content.get("statusCode")
-        if isinstance(raw, str) and re.fullmatch(r"[1-5][0-9]{2}", raw, re.ASCII):
-            return int(raw)
-        if isinstance(raw, int) and not isinstance(raw, bool) and 100 <= raw < 600:
-            return raw
-        return None
-    if isinstance(content, list) and len(content) == interactions:
-        found = {_embedded_status(item, 1) if isinstance(item, dict) else None for item in content}
-        return found.pop() if len(found) == 1 else None
+def _embedded_status(content: object) -> int | None:
+    """The `statusCode` of an object."""
+    raw = content.get("statusCode") if isinstance(content, dict) else None
+    if isinstance(raw, str) and re.fullmatch(r"[1-5][0-9]{2}", raw, re.ASCII):
+        return int(raw)
+    if isinstance(raw, int) and not isinstance(raw, bool) and 100 <= raw < 600:
+        return raw
     return None
 
 
@@ -186,6 +271,17 @@ def masked(words: str, sent: bytes) -> str:
         if len(value) >= 3:
             words = words.replace(value, "***")
     return words[:MAX_WORDS]
+
+
+def without_values(verdict: Verdict, sent: bytes) -> Verdict:
+    """The verdict with its words masked: from here on they may be kept and shown."""
+    if verdict.words is None and not verdict.each:
+        return verdict
+    return replace(
+        verdict,
+        words=None if verdict.words is None else masked(verdict.words, sent),
+        each=tuple(without_values(each, sent) for each in verdict.each),
+    )
 
 
 def _values(content: object) -> Iterator[str]:

@@ -50,7 +50,8 @@ class Summary:
     """The account of the named exports (or of the whole job) after an execution.
 
     `requests` counts attempts on the wire of this execution: what it cost. `stopped` is the sentence that says why
-    it ended early, None when it went through.
+    it ended early, None when it went through. `remaining_calls`: about how many it takes to send what is unsent,
+    `remaining_s`: how long at the budget.
     """
 
     exports: tuple[ExportCounts, ...]
@@ -62,6 +63,8 @@ class Summary:
     duration_s: float
     stopped: str | None = None
     resume_after: str | None = None
+    remaining_calls: int = 0
+    remaining_s: float = 0.0
     not_taken: tuple[str, ...] = ()
     warnings: tuple[str, ...] = field(default=())
 

@@ -107,7 +107,7 @@ def test_each_part_of_a_split_answers_for_its_positions() -> None:
         *("in_doubt", "in_doubt"),
     ]
     assert lines["reasons"].to_list()[4:7] == [["refused", "url is no URI"], [], ["no_reply"]]
-    assert lines["attempts"].to_list()[4] == 3 + 1  # its own tries, and that of the whole before it was split
+    assert lines["attempts"].to_list()[4] == 3
 
 
 def test_a_delivery_that_was_only_assumed_says_so() -> None:

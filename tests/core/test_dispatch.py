@@ -1,14 +1,18 @@
 """The decisions of delivery, in virtual time."""
 
+import contextlib
 import itertools
+import random
 from collections.abc import Callable
 
 import pytest
 
-from backfill.core import dispatch as d
+from backfill.core import events as d
+from backfill.core.budget import Hours
 from backfill.core.config import Budget, Delivery
 from backfill.core.errors import ExitCode
 from backfill.core.lifecycle import Move, Part, State
+from backfill.core.reply import Fate, Verdict
 from tests.core.test_budget import most_in_a_second
 from tests.core.world import Answer, World, ok, silence, status
 
@@ -333,3 +337,400 @@ def test_more_of_a_lane_is_fetched_when_it_runs_dry() -> None:
     world = InPieces({})
     world.run()
     assert [part.request for _, part, _ in world.calls] == [1, 2, 3, 4]
+
+
+# Refusals and the canary
+
+
+def stopped_with(world: World) -> ExitCode | None:
+    """Runs it; why it stopped."""
+    stopped = world.run().stopped
+    return None if stopped is None else stopped.code
+
+
+@pytest.mark.parametrize("at", range(1, 15))
+def test_a_kill_in_the_middle_of_a_bisection_goes_on_where_it_was(at: int) -> None:
+    """What was learned is kept: both executions together cost one call more at the most."""
+
+    class Killed(Exception):
+        pass
+
+    calls = itertools.count(1)
+    honest = bad_positions(61)
+
+    def server(part: Part) -> Answer:
+        if next(calls) == at:
+            raise Killed
+        return honest(part)
+
+    world = World({1: [100]}, server=server)
+    with contextlib.suppress(Killed):
+        world.run()
+    again = world.again(honest, proven=True)
+    again.run()
+    assert len(world.calls) + len(again.calls) <= 16  # a refusal that was not believed yet is asked for again
+    doubted = again.interactions(State.IN_DOUBT)
+    assert again.interactions(State.DELIVERED) | doubted >= {(1, row) for row in range(100) if row != 61}
+    assert again.interactions(State.REJECTED) <= {(1, 61)}
+
+
+@pytest.mark.parametrize("code", [400, 413])
+def test_a_wrong_configuration_costs_20_calls_and_rejects_nothing(code: int) -> None:
+    """As often as it is run; and when it is mended, everything is delivered."""
+    world = World({lane: [100] * 5 for lane in range(40)}, server=status(code), proven=False)
+    assert stopped_with(world) is ExitCode.UNUSABLE
+    assert len(world.calls) == 20
+    again = world.again(status(code), proven=False)
+    assert stopped_with(again) is ExitCode.UNUSABLE
+    assert len(again.calls) == 20
+    assert again.interactions(State.REJECTED) == again.interactions(State.IN_DOUBT) == set()
+    mended = again.again(ok, proven=False)
+    assert stopped_with(mended) is None
+    assert len(mended.interactions(State.DELIVERED)) == 40 * 5 * 100
+
+
+def test_a_wrong_configuration_of_a_small_load_is_told_at_its_end() -> None:
+    """Fewer calls than the canary's are no reason to believe refusals that nothing stands beside."""
+    world = World({1: [3], 2: [2]}, server=status(400), proven=False)
+    assert stopped_with(world) is ExitCode.UNUSABLE
+    assert world.interactions(State.REJECTED) == set()
+
+
+@pytest.mark.parametrize("on_400", ["bisect", "reject"])
+def test_a_server_that_turns_to_refusing_everything_rejects_nothing(on_400: str) -> None:
+    """It costs some 420 calls at the most, 20 when the job is run again, and nothing once it has recovered."""
+    fine = 100
+    calls = itertools.count()
+    world = World(
+        {lane: [100] * 20 for lane in range(40)},
+        server=lambda part: (ok if next(calls) < fine else status(400))(part),
+        delivery=Delivery.model_validate({"on_400": on_400}),
+    )
+    assert stopped_with(world) is ExitCode.UNUSABLE
+    assert len(world.calls) - fine <= 440
+    assert world.interactions(State.REJECTED) == set()
+    again = world.again(status(400), proven=False)
+    assert stopped_with(again) is ExitCode.UNUSABLE
+    assert len(again.calls) == 20
+    recovered = again.again(ok, proven=False)
+    assert stopped_with(recovered) is None
+    assert len(recovered.interactions(State.DELIVERED)) == 40 * 20 * 100
+    assert set(recovered.applied.values()) == {1}
+
+
+def named(refused: Callable[[tuple[int, int]], bool], *, words: bool = False) -> Callable[[Part], Answer]:
+    """A server that names the refused rows, and applies the others."""
+
+    def server(part: Part) -> Answer:
+        each = tuple(
+            Verdict(fate=Fate.REFUSED, http_status=400, cause="refused", words=f"row {position}" if words else None)
+            if refused((part.request, position))
+            else Verdict(fate=Fate.ACKNOWLEDGED, http_status=200, cause="acknowledged")
+            for position in range(part.first, part.first + part.interactions)
+        )
+        if all(verdict.fate is Fate.ACKNOWLEDGED for verdict in each):
+            return ok(part)
+        verdict = Verdict(fate=Fate.REFUSED, http_status=400, cause="refused", each=each)
+        return Answer(applies=False, event=lambda part: d.Replied(part, verdict))
+
+    return server
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_rows_refused_by_name_do_not_deceive_the_canary(words: bool) -> None:
+    """A server that names every row as refused is stopped after some calls; the rows are not rejected."""
+    calls = itertools.count()
+    world = World(
+        {lane: [100] * 20 for lane in range(40)},
+        server=lambda part: (ok if next(calls) < 100 else named(lambda row: True, words=words))(part),
+    )
+    assert stopped_with(world) is ExitCode.UNUSABLE
+    assert len(world.calls) - 100 <= 20 + 16 + 2
+    assert world.interactions(State.REJECTED) == set()
+
+
+def test_one_row_refused_by_name_is_not_split_into_itself() -> None:
+    """A request of one interaction whose only result is a refusal."""
+    world = World({1: [1, 1]}, server=named(lambda row: row[0] == 1))
+    assert stopped_with(world) is None
+    assert world.states == {Part(1, 0, 1): State.REJECTED, Part(2, 0, 1): State.DELIVERED}
+
+
+def test_30_percent_of_bad_rows_never_stop_a_job() -> None:
+    """They are rejected, and nothing else is."""
+    chance = random.Random(10)
+    lanes = {lane: [100] * 4 for lane in range(20)}
+    bad = {(request, row) for request in range(1, 81) for row in range(100) if chance.random() < 0.3}
+
+    def server(part: Part) -> Answer:
+        rows = {(part.request, row) for row in range(part.first, part.first + part.interactions)}
+        return status(400)(part) if rows & bad else ok(part)
+
+    world = World(lanes, server=server, proven=False)
+    assert stopped_with(world) is None
+    assert world.interactions(State.REJECTED) == bad
+    assert len(world.interactions(State.DELIVERED)) == 8000 - len(bad)
+
+
+def test_three_bad_rows_at_the_end_do_not_jam_a_night() -> None:
+    """Nothing was acknowledged beside them, but the job had been before."""
+    world = World({1: [3]}, server=status(400), proven=True)
+    assert stopped_with(world) is None
+    assert world.interactions(State.REJECTED) == {(1, 0), (1, 1), (1, 2)}
+
+
+def test_a_refusal_is_believed_before_what_stands_beside_it_is_journaled() -> None:
+    """Else a crash between the two would send the row again, after rows that follow it."""
+    world = World({1: [1, 1]}, server=lambda part: (status(400) if part.request == 1 else ok)(part))
+    world.run()
+    moves = [(move.part.request, move.move) for move in world.moves]
+    assert moves.index((1, Move.BELIEVED)) < moves.index((2, Move.ACKNOWLEDGED))
+    assert (1, Move.UNAPPLIED) in moves
+
+
+def test_several_fates_are_journaled_in_one_commit() -> None:
+    """A crash can never leave a part of a sorted request in flight."""
+    verdicts = {
+        0: Verdict(fate=Fate.ACKNOWLEDGED, http_status=200, cause="acknowledged"),
+        1: Verdict(fate=Fate.ACKNOWLEDGED, http_status=200, cause="acknowledged"),
+        2: Verdict(fate=Fate.REFUSED, http_status=400, cause="refused"),
+        3: Verdict(fate=Fate.UNAPPLIED, http_status=429, cause="unapplied"),
+        4: Verdict(fate=Fate.UNCLEAR, http_status=500, cause="server_error"),
+    }
+    mixed = Verdict(fate=Fate.UNCLEAR, http_status=500, cause="server_error", each=tuple(verdicts.values()))
+    world = World({1: [5]}, server=in_turn(lambda part: Answer(False, lambda part: d.Replied(part, mixed)), ok))
+    world.run()
+    assert world.states == {
+        Part(1, 0, 5): State.SPLIT,
+        Part(1, 0, 2): State.DELIVERED,
+        Part(1, 2, 1): State.REJECTED,
+        Part(1, 3, 1): State.DELIVERED,
+        Part(1, 4, 1): State.IN_DOUBT,
+    }
+    (commit,) = [moves for moves in world.commits if moves[0].move is Move.SORTED]
+    assert [move.move for move in commit] == [
+        Move.SORTED,
+        Move.ACKNOWLEDGED,
+        Move.REFUSED,
+        Move.UNAPPLIED,
+        Move.UNCLEAR,
+    ]
+
+
+# Doubt
+
+
+def test_resend_waits_then_sends_again_marked() -> None:
+    """At least once: the lane waits for it, so the order holds."""
+    world = World({1: [10, 10]}, server=in_turn(silence(applies=True), ok), delivery=Delivery(in_doubt="resend"))
+    assert stopped_with(world) is None
+    assert [part.request for _, part, _ in world.calls] == [1, 1, 2]
+    assert world.calls[1][0] - world.calls[0][0] >= 0.5
+    assert [move.move for move in world.moves[:3]] == [Move.INTENT, Move.UNCLEAR, Move.DECIDED_RESEND]
+    assert len(world.commits[1]) == 2, "a crash between the two would leave the row to be decided by a person"
+
+
+def test_a_refusal_after_a_doubt_stays_in_doubt() -> None:
+    """It speaks of the second attempt; the first may have been applied."""
+    world = World({1: [2]}, server=in_turn(silence(applies=True), status(400)), delivery=Delivery(in_doubt="resend"))
+    world.run()
+    assert world.interactions(State.IN_DOUBT) == {(1, 0), (1, 1)}
+    assert world.moves[-1].cause == "refused_after_doubt"
+
+
+@pytest.mark.parametrize("answer", [status(500), silence(applies=True)])
+@pytest.mark.parametrize("in_doubt", ["hold", "resend"])
+def test_a_server_that_answers_nothing_usable_puts_a_handful_in_doubt(
+    answer: Callable[[Part], Answer], in_doubt: str
+) -> None:
+    """However large the export is."""
+    world = World(
+        {lane: [100] * 50 for lane in range(200)},
+        server=answer,
+        delivery=Delivery.model_validate({"in_doubt": in_doubt, "max_attempts": 100}),
+    )
+    assert stopped_with(world) is ExitCode.STOPPED_EARLY
+    assert len(world.calls) <= 5
+
+
+def test_a_server_that_stops_answering_puts_those_in_the_air_in_doubt_and_a_handful_more() -> None:
+    """With 16 in the air: these, then single probes."""
+    calls = itertools.count()
+    world = World(
+        {lane: [100] * 50 for lane in range(200)},
+        server=lambda part: (ok if next(calls) < 200 else silence(applies=True))(part),
+    )
+    assert stopped_with(world) is ExitCode.STOPPED_EARLY
+    assert len(world.calls) - 200 <= 16 + 2 * 5
+
+
+# Waiting and giving up
+
+
+def test_a_slow_start_sends_one_request_until_the_first_answer() -> None:
+    """A server that is down meets one request, not as many as there are connections."""
+    world = World({lane: [1] * 9 for lane in range(40)}, server=status(200, applies=True, after_s=10.0))
+    world.run()
+    assert [at_s for at_s, _, _ in world.calls if at_s < 10.0] == [world.calls[0][0]]
+    assert sum(at_s < 11.0 for at_s, _, _ in world.calls) == 17
+
+
+def test_a_job_that_mostly_repeats_itself_stops() -> None:
+    """The retry budget: each call costs licence, whether or not it is let through."""
+    calls = itertools.count(1)
+    world = World(
+        {lane: [1] * 200 for lane in range(16)},
+        server=lambda part: (status(429) if next(calls) % 3 else ok)(part),
+        delivery=Delivery(max_attempts=100, give_up_after_s=1e6),
+        jitter=lambda: 0.01,
+    )
+    assert stopped_with(world) is ExitCode.STOPPED_EARLY
+    assert "retry budget" in str(world.dispatch.stopped)
+    assert 500 <= len(world.calls) <= 700
+
+
+def test_a_request_that_is_never_let_in_stops_the_job() -> None:
+    """Else it would cost a token and a call for every request that is acknowledged beside it."""
+    world = World(
+        {lane: [1] * 200 for lane in range(16)},
+        server=lambda part: (status(401) if part.request == 7 else ok)(part),
+    )
+    assert stopped_with(world) is ExitCode.STOPPED_EARLY
+    assert world.token_requests <= 12
+
+
+def test_a_token_endpoint_that_stays_down_stops_the_job() -> None:
+    """As often as a request would be tried."""
+    world = World({1: [10]}, tokens=lambda number: d.TokenFailed("down"), delivery=Delivery(max_attempts=4))
+    assert stopped_with(world) is ExitCode.STOPPED_EARLY
+    assert (world.token_requests, world.calls) == (4, [])
+
+
+def test_the_rate_follows_what_the_tenant_bears() -> None:
+    """Half of the budget for a minute, then all of it again: little is refused, and most of what is borne is used."""
+    served: dict[int, int] = {}
+    world: World
+
+    def server(part: Part) -> Answer:
+        second = int(world.now_s)
+        served[second] = served.get(second, 0) + 1
+        return ok(part) if served[second] <= (100 if second < 60 else 200) else status(429)(part)
+
+    world = World(
+        {lane: [1] * 2000 for lane in range(32)},
+        server=server,
+        budget=Budget(requests_per_second=200, concurrency=32),
+        delivery=Delivery(max_attempts=100),
+        jitter=random.Random(1).random,
+    )
+    world.run(until_s=150.0)
+    delivered = [sum(min(served.get(second, 0), limit) for second in span) for span, limit in (
+        (range(10, 60), 100),
+        (range(110, 150), 200),
+    )]  # fmt: skip
+    refused = sum(move.cause == "unapplied" for move in world.moves)
+    assert delivered[0] / 50 >= 70
+    assert delivered[1] / 40 >= 190
+    assert refused <= 0.05 * len(world.calls)
+
+
+# Limits
+
+
+def test_a_trial_sends_so_many_interactions_and_no_more() -> None:
+    """The last request is cut; what it leaves is sent by the next execution."""
+    world = World({1: [100, 100, 100]}, limit=150)
+    assert stopped_with(world) is ExitCode.STOPPED_EARLY
+    assert sum(world.applied.values()) == 150
+    assert world.states == {
+        Part(1, 0, 100): State.DELIVERED,
+        Part(2, 0, 100): State.SPLIT,
+        Part(2, 0, 50): State.DELIVERED,
+        Part(2, 50, 50): State.PLANNED,
+    }
+    rest = world.again(ok, proven=True)
+    assert stopped_with(rest) is None
+    assert [part for _, part, _ in rest.calls] == [Part(2, 50, 50), Part(3, 0, 100)]
+
+
+def test_a_limit_that_is_not_reached_changes_nothing() -> None:
+    """Nor does one that all of the load just fills."""
+    world = World({1: [100], 2: [50]}, limit=150)
+    assert stopped_with(world) is None
+    assert set(world.states.values()) == {State.DELIVERED}
+
+
+def test_what_a_limit_let_through_is_tried_again_and_split() -> None:
+    """Retries and parts count once."""
+    world = World({1: [8, 8]}, server=in_turn(status(429), status(400), ok), limit=8)
+    assert stopped_with(world) is ExitCode.STOPPED_EARLY
+    assert world.interactions(State.DELIVERED) == {(1, row) for row in range(8)}
+
+
+def test_a_trial_that_is_refused_says_so() -> None:
+    """A trial is how people find a wrong configuration: it ends with 78, not as if all had gone well."""
+    world = World({1: [100]}, server=status(400), limit=4, proven=False)
+    assert stopped_with(world) is ExitCode.UNUSABLE
+    assert world.interactions(State.REJECTED) == set()
+
+
+def test_every_call_counts_for_the_day() -> None:
+    """A 401 and the calls of a bisection too; the scheduler is told when the next day begins."""
+    world = World(
+        {1: [4, 4, 4]},
+        server=in_turn(status(400), ok, status(401), ok, status(400), ok),
+        hours=Hours(calls_today=5, calls_per_day=5, day_ends_at_s=1000.0),
+    )
+    dispatch = world.run()
+    assert len(world.calls) == 5
+    assert dispatch.stopped is not None
+    assert dispatch.stopped.code is ExitCode.STOPPED_EARLY
+    assert dispatch.stopped.resume_after_s == pytest.approx(1000.0 - world.now_s)
+
+
+def test_a_job_that_runs_over_midnight_gets_the_new_day() -> None:
+    """Without a stop between the two."""
+    world = World(
+        {lane: [1] * 10 for lane in range(2)},
+        budget=Budget(requests_per_second=10),
+        hours=Hours(calls_today=12, calls_per_day=10, day_ends_at_s=1.0),
+    )
+    assert stopped_with(world) is None
+    assert len(world.calls) == 20
+
+
+def test_nothing_is_sent_after_the_window_and_the_scheduler_is_told() -> None:
+    """What is in the air is waited for."""
+    world = World(
+        {lane: [1] * 100 for lane in range(4)},
+        server=status(200, applies=True, after_s=0.3),
+        budget=Budget(requests_per_second=20),
+        hours=Hours(closes_at_s=2.0, opens_at_s=50.0),
+    )
+    dispatch = world.run()
+    assert dispatch.stopped is not None
+    assert dispatch.stopped.code is ExitCode.STOPPED_EARLY
+    assert dispatch.stopped.resume_after_s == pytest.approx(48.0)
+    assert max(at_s for at_s, _, _ in world.calls) < 2.0
+    assert set(world.interactions(State.DELIVERED)) == set(world.applied)
+
+
+def test_no_intent_is_journaled_while_there_is_no_token() -> None:
+    """It could not be sent, and a crash would leave it in doubt."""
+
+    class Slow(World):
+        def _carry_out(self, command: d.Command) -> None:
+            if isinstance(command, d.Connect) and self.calls:
+                self._later(self.now_s + 0.06 * command.part.request, d.Connected(command.part))
+            else:
+                super()._carry_out(command)
+
+    world = Slow(
+        {lane: [1] for lane in range(8)},
+        server=in_turn(ok, status(401), ok),
+        tokens=lambda number: d.TokenFailed("down") if number == 2 else d.TokenGranted(),
+    )
+    assert stopped_with(world) is None
+    assert set(world.states.values()) == {State.DELIVERED}
+    assert world.token_requests == 3
+    assert sum(move.move is Move.INTENT for move in world.moves) == len(world.calls) == 9

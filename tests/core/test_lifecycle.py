@@ -68,7 +68,7 @@ def test_halves_tile_the_part(first: int, interactions: int) -> None:
 
 def test_unfinished_of_an_unknown_request_is_the_whole() -> None:
     """A request that never left `planned` has no standing."""
-    assert unfinished(Part(3, 0, 100), []) == [Part(3, 0, 100)]
+    assert unfinished(Part(3, 0, 100), []) == [(Part(3, 0, 100), 0, False)]
 
 
 def test_unfinished_of_a_split_request_is_its_planned_parts_in_order() -> None:
@@ -81,4 +81,4 @@ def test_unfinished_of_a_split_request_is_its_planned_parts_in_order() -> None:
         standing(Part(3, 0, 25), State.DELIVERED),
         standing(Part(3, 25, 25), State.PLANNED),
     ]
-    assert unfinished(whole, standings) == [Part(3, 25, 25), Part(3, 50, 50)]
+    assert [part for part, _, _ in unfinished(whole, standings)] == [Part(3, 25, 25), Part(3, 50, 50)]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from backfill.core.lifecycle import MOVES, Move, Part, Recorded, State, halves
+from backfill.core.lifecycle import MOVES, STATE_OF_PARTS, Move, Part, Recorded, State, halves
 from backfill.core.replay import Fate, replay, untiled
 
 WHOLE = Part(7, 0, 4)
@@ -19,7 +19,7 @@ def history(*moves: tuple[Part, Move, int]) -> list[tuple[Recorded, int, int]]:
                 move=move,
                 attempt=attempt,
                 http_status=None if move is Move.INTENT else 200,
-                into=halves(part) if move is Move.DIVIDED else (),
+                into=halves(part) if move in STATE_OF_PARTS else (),
             ),
             1,
             nth * 1000,
@@ -65,7 +65,7 @@ def test_an_intent_forgets_the_reply_before_it() -> None:
 def test_halves_of_a_divided_request_are_planned_until_they_move() -> None:
     """A split makes its parts known at once; they answer for the rows, the split request no more."""
     played = replay(history((WHOLE, Move.INTENT, 1), (WHOLE, Move.DIVIDED, 1)), SIZES)
-    assert played.leaves() == [(Part(7, 0, 2), Fate()), (Part(7, 2, 2), Fate())]
+    assert played.leaves() == [(Part(7, 0, 2), Fate(attempts=1)), (Part(7, 2, 2), Fate(attempts=1))]
 
 
 def test_a_part_that_no_split_made_is_a_fault() -> None:

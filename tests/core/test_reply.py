@@ -61,10 +61,10 @@ def verdict(
         (504, Fate.UNCLEAR),
     ],
 )
-@pytest.mark.parametrize("embedded", [True, False])
-def test_each_status_has_its_fate(status: int, fate: Fate, embedded: bool) -> None:
+@pytest.mark.parametrize("http", [True, False])
+def test_each_status_has_its_fate(status: int, fate: Fate, http: bool) -> None:
     """The status counts the same whether it is HTTP's or stands in the body of a 200."""
-    found = verdict(200 if embedded else status, {"statusCode": status})
+    found = verdict(status if http else 200, {"statusCode": status})
     assert (found.fate, found.http_status) == (fate, status)
 
 
@@ -111,9 +111,48 @@ def test_an_array_acknowledges_when_each_interaction_is_acknowledged() -> None:
     assert verdict(200, [{"statusCode": 200}] * 3, interactions=3).fate is Fate.ACKNOWLEDGED
 
 
-def test_an_array_of_several_fates_is_unclear() -> None:
-    """Results that differ say nothing about the request as a whole."""
-    assert verdict(200, [{"statusCode": 200}, {"statusCode": 400}], interactions=2).fate is Fate.UNCLEAR
+SORTED = [
+    ([{"statusCode": 200, "tid": "t"}, {"statusCode": 400, "message": "no url"}], "AR"),
+    ({"statusCode": 200, "results": [{"statusCode": 503}, {"statusCode": 200}]}, "NA"),
+    ({"statusCode": 200, "errors": [{"index": 1, "message": "no url"}]}, "AR"),
+    ({"statusCode": 200, "errors": [{"index": 0, "statusCode": 500}]}, "UA"),
+    ([{"statusCode": 401}, {"statusCode": 200}], "UA"),
+    ([{"statusCode": 400}, {"statusCode": 422}], "RR"),
+]
+
+
+@pytest.mark.parametrize(("body", "fates"), SORTED)
+def test_each_interaction_has_its_own_fate_where_the_reply_gives_it_one(body: object, fates: str) -> None:
+    """By place in an array of results, or by the index of an error."""
+    letters = {"A": Fate.ACKNOWLEDGED, "R": Fate.REFUSED, "N": Fate.UNAPPLIED, "U": Fate.UNCLEAR}
+    found = verdict(200, body, interactions=2)
+    assert [each.fate for each in found.each] == [letters[letter] for letter in fates]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [{"statusCode": 200}],
+        [{"statusCode": 200}, {"message": "no url"}],
+        [{"statusCode": 200}, {"statusCode": 200, "error": "no url"}],
+        {"statusCode": 200, "errors": [{"message": "no url"}]},
+        {"statusCode": 200, "errors": [{"index": 2}]},
+        {"statusCode": 200, "errors": [{"index": True}]},
+        {"statusCode": 200, "errors": [{"index": 1}, {"index": 1}]},
+        {"statusCode": 200, "errors": {"1": "no url"}},
+        {"errors": [{"index": 1}]},
+    ],
+)
+def test_results_that_leave_doubt_which_is_which_are_unclear(body: object) -> None:
+    """A wrong row rejected and a right one called delivered would be worse than doubt."""
+    assert verdict(200, body, interactions=2).fate is Fate.UNCLEAR
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 429, 503])
+def test_a_refusal_that_says_in_its_body_that_all_is_well_is_unclear(status: int) -> None:
+    """HTTP says that nothing was applied, the body that it was."""
+    assert verdict(status, {"statusCode": 200}).fate is Fate.UNCLEAR
+    assert verdict(status, [{"statusCode": 200}] * 2, interactions=2).fate is Fate.UNCLEAR
 
 
 @pytest.mark.parametrize("raw", [b"", b"OK", b"{}"])

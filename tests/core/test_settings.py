@@ -114,7 +114,7 @@ def test_every_problem_is_told_at_once() -> None:
         "  [bugdet] (june.toml, line 5) is no known section. Did you mean [budget]?\n"
         "  timestamp stands outside a section: put it into [columns].\n"
         "  ledger is a section: write [ledger] on a line of its own, its keys below.\n"
-        "  budget.requests (--set) is no known key. Did you mean requests_per_second?\n"
+        "  budget.requests (--set) is no known key. Did you mean requests_per_day?\n"
         "  rows.csv (--set) is no known key. [rows] knows duplicates, max_rejected and customer_key_required.\n"
         "  api.site_key is missing: the site key of your MXO space. Write it into [api], or set "
         "BACKFILL_API_SITE_KEY.\n"

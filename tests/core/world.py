@@ -12,10 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from backfill.core import dispatch as d
+from backfill.core import events as d
+from backfill.core.budget import Hours
 from backfill.core.config import Budget, Delivery
+from backfill.core.dispatch import Dispatch
 from backfill.core.errors import ExitCode
-from backfill.core.lifecycle import Move, Part, Recorded, State, after
+from backfill.core.lifecycle import STATE_OF_PARTS, Move, Part, Recorded, State, after
 from backfill.core.reply import Fate, Verdict
 
 
@@ -48,7 +50,7 @@ def status(
         500: Fate.UNCLEAR,
     }[code]
     verdict = Verdict(fate=fate, http_status=code, cause=str(fate), retry_after_s=retry_after_s)
-    return lambda part: Answer(applies, lambda part: d.Replied(part, verdict, None), after_s)
+    return lambda part: Answer(applies, lambda part: d.Replied(part, verdict), after_s)
 
 
 def silence(*, applies: bool) -> Callable[[Part], Answer]:
@@ -68,11 +70,15 @@ class World:
     connect: Callable[[Part], d.Event] = d.Connected
     commit_s: float = 0.001
     jitter: Callable[[], float] = lambda: 0.5
+    proven: bool = True
+    hours: Hours | None = None
+    limit: int | None = None
     calls: list[tuple[float, Part, int]] = field(default_factory=list)
     applied: Counter[tuple[int, int]] = field(default_factory=Counter)
     order: list[tuple[int, int]] = field(default_factory=list)
     states: dict[Part, State] = field(default_factory=dict)
     moves: list[Recorded] = field(default_factory=list)
+    commits: list[list[Recorded]] = field(default_factory=list)
     token_requests: int = 0
     now_s: float = 0.0
 
@@ -81,11 +87,18 @@ class World:
         self._queue: list[tuple[float, int, d.Event]] = []
         self._numbers = itertools.count()
         self._fetched = False
-        self.dispatch = d.Dispatch(
-            load=1, budget=self.budget, delivery=self.delivery, jitter=self.jitter, not_before_s=0.0
+        self.dispatch = Dispatch(
+            load=1,
+            budget=self.budget,
+            delivery=self.delivery,
+            jitter=self.jitter,
+            not_before_s=0.0,
+            proven=self.proven,
+            hours=self.hours,
+            limit=self.limit,
         )
 
-    def run(self, *, until_s: float = math.inf, stop_at_s: float = math.inf) -> d.Dispatch:
+    def run(self, *, until_s: float = math.inf, stop_at_s: float = math.inf) -> Dispatch:
         """Drive the dispatch until it is idle, or until the time is up."""
         if stop_at_s < math.inf:
             self._later(stop_at_s, d.StopRequested(ExitCode.STOPPED_EARLY, "signal"))
@@ -127,6 +140,22 @@ class World:
             case d.Release():
                 pass
 
+    def again(self, server: Callable[[Part], Answer], *, proven: bool) -> "World":
+        """The next execution of the same job: the journal is kept, and what was in flight is in doubt."""
+        states: dict[Part, State] = {
+            part: State.IN_DOUBT if state is State.IN_FLIGHT else state for part, state in self.states.items()
+        }
+        return World(
+            self.lanes,
+            server,
+            budget=self.budget,
+            delivery=self.delivery,
+            proven=proven,
+            states=states,
+            applied=self.applied,
+            order=self.order,
+        )
+
     def _fetch(self) -> d.Fetched:
         ready = []
         numbers = itertools.count(1)
@@ -135,14 +164,19 @@ class World:
                 for size in sizes:
                     number = next(numbers)
                     self.lane_of[number] = lane
-                    ready.append(d.Ready(lane, Part(number, 0, size), 0))
+                    parts = sorted(part for part in self.states if part.request == number)
+                    left = [part for part in parts if self.states[part] is State.PLANNED]
+                    ready += [d.Ready(lane, part, 0) for part in (left if parts else [Part(number, 0, size)])]
         self._fetched = True
         return d.Fetched(None, ready, frozenset(), exhausted=True)
 
     def _commit(self, moves: Sequence[Recorded]) -> None:
         for move in moves:
             self.states[move.part] = after(self.states.get(move.part, State.PLANNED), move.move)
+            if move.into:
+                self.states |= dict.fromkeys(move.into, STATE_OF_PARTS[move.move])
             self.moves.append(move)
+        self.commits.append(list(moves))
         intents = [move.part for move in moves if move.move is Move.INTENT]
         if intents:
             self._later(self.now_s + self.commit_s, d.Committed(intents))
