@@ -18,7 +18,7 @@ from backfill.adapters.journal import Journal
 from backfill.core import encode
 from backfill.core.arrange import Piece
 from backfill.core.config import RunConfig
-from backfill.core.dispatch import Fetched, Ready
+from backfill.core.events import Fetched, Ready
 from backfill.core.lifecycle import Part, Standing, unfinished
 
 GROUP = 64
@@ -91,11 +91,8 @@ class Backlog:
         for request, lane, count in zip(
             index["request"].to_list(), index["lane"].to_list(), index["count"].to_list(), strict=True
         ):
-            standings = by_request.get(request, [])
-            attempts = {standing.part: standing.attempts for standing in standings}
-            ready += [
-                Ready(lane, part, attempts.get(part, 0)) for part in unfinished(Part(request, 0, count), standings)
-            ]
+            left = unfinished(Part(request, 0, count), by_request.get(request, []))
+            ready += [Ready(lane, part, attempts, marked) for part, attempts, marked in left]
         return ready
 
     def _locate(self, part: Part) -> tuple[int, int, int]:
@@ -148,6 +145,14 @@ def _by_lanes(pieces: tuple[Piece, ...]) -> Iterator[list[Piece]]:
         yield bucket
 
 
-def planned_interactions(folder: Path, manifest: staging.Manifest) -> int:
-    """Interactions that an arranged load sends in all: its valid rows less the duplicates."""
-    return sum(int(staging.request_index(folder, piece.piece)["count"].sum()) for piece in manifest.pieces)
+class Planned(NamedTuple):
+    """What an arranged load sends in all."""
+
+    requests: int
+    interactions: int
+
+
+def planned(folder: Path, manifest: staging.Manifest) -> Planned:
+    """Counts the requests of an arranged load, and the interactions in them: its valid rows less the duplicates."""
+    counts = [staging.request_index(folder, piece.piece)["count"] for piece in manifest.pieces]
+    return Planned(sum(map(len, counts)), sum(int(count.sum()) for count in counts))

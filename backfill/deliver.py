@@ -21,10 +21,12 @@ from backfill.adapters import transport as http
 from backfill.adapters.interaction_api import Credentials, InteractionApi
 from backfill.adapters.journal import Journal
 from backfill.backlog import Backlog, Body
-from backfill.core import dispatch as d
+from backfill.core import events as d
 from backfill.core import reply
+from backfill.core.budget import Hours
 from backfill.core.calls import CALLS
 from backfill.core.config import RunConfig
+from backfill.core.dispatch import Dispatch
 from backfill.core.errors import ConfigurationError, ExitCode, StorageError
 from backfill.core.http1 import request_head
 from backfill.core.lifecycle import Move, Part, Recorded
@@ -60,10 +62,12 @@ class Stop:
 
 
 class Delivered(NamedTuple):
-    """What came of delivering: why it stopped early (None: it did not), and what it cost."""
+    """What came of delivering: why it stopped early (None: it did not), what it cost, and how many interactions were
+    let through a limit."""
 
     stopped: d.Stopped | None
     calls: int
+    interactions: int
 
 
 def deliver(
@@ -76,12 +80,16 @@ def deliver(
     config: RunConfig,
     base_url: str,
     credentials: Credentials,
+    proven: bool,
+    allowed: Callable[[float], Hours],
+    limit: int | None,
     report: Callable[[Progress], None],
     stop: Stop,
 ) -> Delivered:
     """Send what is left of a load to `base_url`.
 
-    `rows`, `rows_done`: interactions of the load, and how many of them are settled already.
+    `rows`, `rows_done`: interactions of the load, and how many of them are settled already. `proven`, `limit`: as the
+    dispatch has them. `allowed` gives the hours on a monotonic clock that shows so many seconds now.
 
     Raises: StorageError where journal or staging fail; nothing is sent after that.
     """
@@ -109,12 +117,15 @@ def deliver(
             loop = asyncio.get_running_loop()
             delivery = _Delivery(
                 load=load,
-                dispatch=d.Dispatch(
+                dispatch=Dispatch(
                     load=load,
                     budget=config.budget,
                     delivery=config.delivery,
                     jitter=random.random,
                     not_before_s=loop.time() + _rest_of_second_s(journal.last_intent_ms()),
+                    proven=proven,
+                    hours=allowed(loop.time()),
+                    limit=limit,
                 ),
                 backlog=backlog,
                 journal=journal,
@@ -159,12 +170,18 @@ class _Tally:
     rejected: int = 0
 
     def count(self, move: Move, interactions: int) -> None:
-        if move in (Move.ACKNOWLEDGED, Move.REFUSED, Move.UNCLEAR):
-            self.rows_done += interactions
-        if move is Move.UNCLEAR:
-            self.in_doubt += interactions
-        if move is Move.REFUSED:
-            self.rejected += interactions
+        match move:
+            case Move.ACKNOWLEDGED:
+                self.rows_done += interactions
+            case Move.UNCLEAR:
+                self.rows_done += interactions
+                self.in_doubt += interactions
+            case Move.REFUSED | Move.BELIEVED:
+                self.rows_done += interactions
+                self.rejected += interactions
+            case Move.DECIDED_RESEND:
+                self.rows_done -= interactions
+                self.in_doubt -= interactions
 
 
 class _Delivery:
@@ -172,7 +189,7 @@ class _Delivery:
         self,
         *,
         load: int,
-        dispatch: d.Dispatch,
+        dispatch: Dispatch,
         backlog: Backlog,
         journal: Journal,
         api: InteractionApi,
@@ -208,13 +225,14 @@ class _Delivery:
         self._wake_s = float("inf")
         self._done = asyncio.Event()
         self._failure: BaseException | None = None
+        self._damage: StorageError | None = None
 
     async def run(self) -> Delivered:
         self._loop.set_exception_handler(
             lambda _, context: self._fail(context.get("exception") or RuntimeError(context["message"]))
         )
         self._stop.tell(self._told_to_stop)
-        reporting = self._loop.create_task(self._report_now_and_then())
+        self._spawn(self._report_now_and_then())
         try:
             if self._stop.requested:
                 self._signalled()
@@ -222,17 +240,18 @@ class _Delivery:
             await self._done.wait()
         finally:
             self._stop.tell(None)
-            reporting.cancel()
             if self._timer is not None:
                 self._timer.cancel()
             for task in self._tasks:
                 task.cancel()
             # Cancelled attempts must close their connections before the loop ends; what they say is not news any more.
-            await asyncio.gather(*self._tasks, reporting, return_exceptions=True)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._failure is not None:
             raise self._failure
+        if self._damage is not None:
+            raise self._damage
         self._report(self._progress(None))
-        return Delivered(self._dispatch.stopped, self._dispatch.sent)
+        return Delivered(self._dispatch.stopped, self._dispatch.sent, self._dispatch.admitted)
 
     # Events in, commands out
 
@@ -299,9 +318,15 @@ class _Delivery:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        """Journal or staging are gone, or this is a bug: nothing can be promised, so nothing more is sent."""
+        """The journal is gone, or this is a bug: nothing can be promised any more."""
         self._failure = self._failure or error
         self._done.set()
+
+    def _staging_failed(self, error: StorageError) -> None:
+        """Nothing new can be sent, but what is in the air is waited for: the journal can take its answers."""
+        self._damage = self._damage or error
+        self._take(d.StopRequested(error.exit_code, error.message))
+        self._loop.call_later(self._config.delivery.shutdown_grace_s, self._give_up_waiting)
 
     # The commands
 
@@ -322,6 +347,8 @@ class _Delivery:
         except http.NotSent as error:
             self._bodies.pop(part, None)
             self._take(d.NotSent(part, error.cause))
+        except StorageError as error:
+            self._staging_failed(error)
         else:
             self._take(d.Connected(part))
         finally:
@@ -380,11 +407,14 @@ class _Delivery:
                 unapplied_statuses=self._config.delivery.unapplied_statuses,
                 now=datetime.now(UTC),
             )
-            words = reply.masked(verdict.words, body.content) if verdict.words else None
-            self._take(d.Replied(part, verdict, words))
+            self._take(d.Replied(part, reply.without_values(verdict, body.content)))
 
     async def _fetch(self, lane: int | None) -> None:
-        self._take(await asyncio.to_thread(self._backlog.fetch, lane))
+        try:
+            self._take(await asyncio.to_thread(self._backlog.fetch, lane))
+        except StorageError as error:
+            self._staging_failed(error)
+            self._take(d.Fetched(lane, [], frozenset(), exhausted=True))
 
     async def _refresh_token(self) -> None:
         self._take(await self._api.refresh_token())

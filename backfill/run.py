@@ -4,6 +4,9 @@ Joins the stations and keeps their order; what each of them does it leaves to th
 anything sent before every named export is known to be new or unchanged.
 """
 
+import hashlib
+import json
+import math
 import os
 import shutil
 import socket
@@ -13,16 +16,17 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 from backfill import stage
 from backfill.adapters import staging
 from backfill.adapters.interaction_api import Credentials
 from backfill.adapters.journal import Journal
 from backfill.adapters.state import Export, JobFile, Load, StateDirectory, Tenant
-from backfill.backlog import Backlog, planned_interactions
+from backfill.backlog import Backlog, planned
 from backfill.core.account import CustomerKeys
+from backfill.core.budget import Hours
 from backfill.core.config import RunConfig
-from backfill.core.dispatch import Stopped
 from backfill.core.errors import (
     BackfillError,
     ConfigurationError,
@@ -31,8 +35,14 @@ from backfill.core.errors import (
     StorageError,
     Unusable,
 )
+from backfill.core.events import Stopped
 from backfill.core.freeze import differences, frozen
+from backfill.core.limits import MAX_INTERACTIONS
 from backfill.core.summary import ExportCounts, Progress, Summary, exit_code
+from backfill.core.window import closes_at as window_closes_at
+from backfill.core.window import day_begins_at, takes_s
+from backfill.core.window import opens_at as window_opens_at
+from backfill.core.window import parse as parse_window
 from backfill.deliver import Stop, deliver
 from backfill.intake import Intake, must_be_unchanged, take_in
 from backfill.settle import LoadOnDisk, settle
@@ -50,14 +60,18 @@ LAST_REQUEST = 2**62
 class Order:
     """What the user asked for.
 
-    `exports`: files, directories and globs as given. `connect_to`: where the calls really go, when that is not
-    `config.api.base_url` (the sandbox has a new port each time, the tenant it stands for stays the same).
+    `exports`: files, directories and globs as given. `limit`: interactions to send at the most, a trial.
+    `require_state`: refuse to begin a job anew, as a retry on another machine would. `connect_to`: where the calls
+    really go, when that is not `config.api.base_url` (the sandbox has a new port each time, the tenant it stands for
+    stays the same).
     """
 
     config: RunConfig
     exports: tuple[Path, ...]
     state: Path
     credentials: Credentials
+    limit: int | None = None
+    require_state: bool = False
     connect_to: str | None = None
 
 
@@ -69,6 +83,11 @@ def execute(order: Order, *, report: Callable[[Progress], None], stop: Stop) -> 
     state = StateDirectory(order.state)
     if not order.exports and not state.exists():
         raise Unusable(_nothing_to_go_on_with(order.state))
+    if order.require_state and not state.exists():
+        raise Unusable(
+            f"{order.state} holds no job, and --require-state forbids to begin one: rows that were sent from elsewhere "
+            "would be sent again. Bring the state directory here, or name the right --state."
+        )
     with state.lock("run"):
         return _Execution(order, state, report, stop).run()
 
@@ -84,6 +103,7 @@ class _Execution:
         self._status_at_s = 0.0
         self._progress: Progress | None = None
         self._calls = 0
+        self._left_of_limit = order.limit
         self._stopped: Stopped | None = None
         self._warnings: list[str] = []
         self._not_taken: tuple[Path, ...] = ()
@@ -116,6 +136,8 @@ class _Execution:
                 pid=os.getpid(),
                 host=socket.gethostname(),
                 at_ms=time.time_ns() // 1_000_000,
+                shape=_shape(self._config),
+                resend=self._config.delivery.in_doubt == "resend",
             )
             self._execution = journal.execution
             try:
@@ -136,6 +158,7 @@ class _Execution:
         unfinished = [load for load in self._job.loads if not self._is_finished(journal, load.load)]
         if unfinished or new:
             self._order.credentials.require()
+            self._look_at_the_clock(journal)
         for load in unfinished:
             self._go_through(journal, load.load)
         if new and self._stopped is None:
@@ -165,10 +188,14 @@ class _Execution:
 
     def _is_finished(self, journal: Journal, load: int) -> bool:
         folder = self._folder(load)
-        manifest = staging.read_manifest(folder)
-        if not all(staging.is_arranged(folder, piece.piece) for piece in manifest.pieces):
+        if not self._is_arranged(folder):
             return False
-        return journal.settled_interactions(load) >= planned_interactions(folder, manifest)
+        manifest = staging.read_manifest(folder)
+        return journal.settled_interactions(load) >= planned(folder, manifest).interactions
+
+    @staticmethod
+    def _is_arranged(folder: Path) -> bool:
+        return all(staging.is_arranged(folder, piece.piece) for piece in staging.read_manifest(folder).pieces)
 
     def _unfreeze_changed(self, journal: Journal, new: tuple[Path, ...]) -> tuple[Path, ...]:
         """Compare the frozen keys of unfinished loads. A load that nothing was sent of is spooled again."""
@@ -225,21 +252,61 @@ class _Execution:
         except StoppedEarly as error:
             self._stopped = Stopped(code=ExitCode.STOPPED_EARLY, reason=error.message)
             return
+        allowed = self._look_at_the_clock(journal)
+        if allowed is None:
+            return
         manifest = staging.read_manifest(folder)
         delivered = deliver(
             load=load,
             backlog=Backlog(folder, load, self._config, journal),
-            rows=planned_interactions(folder, manifest),
+            rows=planned(folder, manifest).interactions,
             rows_done=journal.settled_interactions(load),
             journal=journal,
             config=self._config,
             base_url=self._order.connect_to or self._config.api.base_url,
             credentials=self._order.credentials,
+            proven=journal.acknowledged_as(_shape(self._config))
+            and journal.refusals_in_a_row() < self._config.delivery.canary_calls,
+            allowed=allowed,
+            limit=self._left_of_limit,
             report=self._report,
             stop=self._stop,
         )
         self._calls += delivered.calls
+        if self._left_of_limit is not None:
+            self._left_of_limit -= delivered.interactions
         self._stopped = delivered.stopped
+
+    def _look_at_the_clock(self, journal: Journal) -> Callable[[float], Hours] | None:
+        """How long and how much may be sent, as `deliver` asks for it. Outside the window: None, and stopped."""
+        budget = self._config.budget
+        now = datetime.now(ZoneInfo(budget.window_zone))
+        closes_at = opens_at = None
+        if budget.window is not None:
+            window = parse_window(budget.window)
+            closes_at, opens_at = window_closes_at(now, window), window_opens_at(now, window)
+            if closes_at is None:
+                self._stopped = Stopped(
+                    code=ExitCode.STOPPED_EARLY,
+                    reason=f"It is {now:%H:%M} in {budget.window_zone}, outside the time window {budget.window} "
+                    "(budget.window).",
+                    resume_after_s=(opens_at - now).total_seconds(),
+                )
+                return None
+        midnight_ms = int(day_begins_at(now).timestamp() * 1000)
+        # A call whose intent came just before midnight may have been made after it.
+        made = 0 if budget.requests_per_day is None else journal.intents_since(midnight_ms - 1000)
+        until_s = {
+            name: math.inf if at is None else (at - now).total_seconds()
+            for name, at in {"closes": closes_at, "opens": opens_at, "day ends": day_begins_at(now, 1)}.items()
+        }
+        return lambda now_s: Hours(
+            closes_at_s=now_s + until_s["closes"],
+            opens_at_s=now_s + until_s["opens"],
+            calls_today=None if budget.requests_per_day is None else max(0, budget.requests_per_day - made),
+            calls_per_day=budget.requests_per_day or 0,
+            day_ends_at_s=now_s + until_s["day ends"],
+        )
 
     def _settle(self, journal: Journal, named: Sequence[Path]) -> Summary:
         counts = settle(
@@ -255,6 +322,8 @@ class _Execution:
         described = tuple(each for each in counts if not self._order.exports or each.export in names)
         self._warn_of_doubt_elsewhere(counts, described)
         resume_after_s = self._stopped.resume_after_s if self._stopped else None
+        budget = self._config.budget
+        remaining_calls = sum(self._remaining_calls(load.load, counts) for load in self._job.loads)
         return Summary(
             exports=described,
             exit_code=exit_code(
@@ -272,9 +341,25 @@ class _Execution:
             resume_after=None
             if resume_after_s is None
             else (datetime.now(UTC) + timedelta(seconds=resume_after_s)).isoformat(timespec="seconds"),
+            remaining_calls=remaining_calls,
+            remaining_s=takes_s(
+                remaining_calls,
+                per_second=budget.requests_per_second,
+                per_day=budget.requests_per_day,
+                window=None if budget.window is None else parse_window(budget.window),
+            ),
             not_taken=tuple(str(path) for path in self._not_taken),
             warnings=tuple(self._warnings),
         )
+
+    def _remaining_calls(self, load: int, counts: Sequence[ExportCounts]) -> int:
+        """About how many calls the unsent rows of a load take: as many to a call as in the whole load."""
+        unsent = sum(each.outcomes.get("unsent", 0) for each in counts if each.load == load)
+        folder = self._folder(load)
+        if not unsent or not self._is_arranged(folder):
+            return -(-unsent // MAX_INTERACTIONS)
+        plan = planned(folder, staging.read_manifest(folder))
+        return math.ceil(unsent * plan.requests / plan.interactions)
 
     def _warn_of_doubt_elsewhere(self, counts: Sequence[ExportCounts], described: Sequence[ExportCounts]) -> None:
         elsewhere = sum(each.outcomes.get("in_doubt", 0) for each in counts if each not in described)
@@ -312,6 +397,14 @@ class _Execution:
                 **progress,
             }
         )
+
+
+def _shape(config: RunConfig) -> str:
+    """One word for all that the API's answers depend on: after a change of it nothing is proven any more."""
+    parts = config.model_dump(
+        mode="json", include={"api": {"base_url", "site_key", "call"}, "wire": True, "columns": True}
+    )
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _nothing_to_go_on_with(state: Path) -> str:

@@ -59,6 +59,7 @@ _FATE_COLUMNS = (
     "attempts",
     "http_status",
     "tid",
+    "maybe_duplicate",
     "sent_at",
     "settled_at",
     "execution",
@@ -178,7 +179,7 @@ class _Rows:
 class _Staged(NamedTuple):
     """One staged file and what the ledger must say of it.
 
-    Shape of `expected`: (rows, 18): the ledger's columns but `maybe_duplicate`.
+    Shape of `expected`: (rows, 19), as the ledger.
     """
 
     part: str
@@ -301,6 +302,7 @@ class _LoadVerifier:
                 pl.lit(0, pl.Int32).alias("attempts"),
                 pl.lit(None, pl.Int16).alias("http_status"),
                 "tid",
+                pl.lit(value=False).alias("maybe_duplicate"),
                 pl.lit(None, LEDGER_SCHEMA["sent_at"]).alias("sent_at"),
                 pl.lit(None, LEDGER_SCHEMA["settled_at"]).alias("settled_at"),
                 pl.lit(None, pl.Int32).alias("execution"),
@@ -338,6 +340,7 @@ class _LoadVerifier:
                 each.sent_at_ms,
                 each.settled_at_ms,
                 each.execution,
+                each.maybe_duplicate,
             )
             for each in standings
         }

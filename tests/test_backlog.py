@@ -13,7 +13,7 @@ import pytest
 
 from backfill.adapters import staging
 from backfill.adapters.journal import Journal
-from backfill.backlog import GROUP, Backlog, planned_interactions
+from backfill.backlog import GROUP, Backlog, planned
 from backfill.core.arrange import REQUEST_SCHEMA, ROW_SCHEMA, Arranged, Piece
 from backfill.core.config import RunConfig
 from backfill.core.dispatch import Ready
@@ -158,7 +158,7 @@ def test_untouched_everything_is_left_in_delivery_order(staged: Staged, journal:
     backlog = staged.backlog(journal)
     assert drained(backlog) == [Ready(each.lane, each.part, 0) for each in staged.planned]
     assert backlog.fetch(None).exhausted
-    assert planned_interactions(staged.folder, staging.read_manifest(staged.folder)) == 107
+    assert planned(staged.folder, staging.read_manifest(staged.folder)).interactions == 107
 
 
 def test_a_load_of_duplicates_only_leaves_nothing(staged: Staged, journal: Journal) -> None:
@@ -176,12 +176,12 @@ class _History:
         self._chance = chance
         self._live(whole)
 
-    def _live(self, part: Part) -> None:
-        attempts = self._chance.choice([0, 1, 1, 1, 2, 3])
-        for attempt in range(1, attempts):
+    def _live(self, part: Part, before: int = 0) -> None:
+        attempts = before + self._chance.choice([0, 1, 1, 1, 2, 3])
+        for attempt in range(before + 1, attempts):
             self._attempt(part, attempt, Move.UNAPPLIED)
-        if attempts == 0:
-            self.left.append((part, 0))
+        if attempts == before:
+            self.left.append((part, before))
             return
         ends = [Move.ACKNOWLEDGED, Move.REFUSED, Move.UNCLEAR, Move.UNAPPLIED]
         end = self._chance.choice(ends if part.interactions == 1 else [*ends, Move.DIVIDED, Move.DIVIDED])
@@ -190,7 +190,7 @@ class _History:
             self.left.append((part, attempts))
         elif end is Move.DIVIDED:
             for half in halves(part):
-                self._live(half)
+                self._live(half, attempts)
 
     def _attempt(self, part: Part, attempt: int, end: Move) -> None:
         into = halves(part) if end is Move.DIVIDED else ()

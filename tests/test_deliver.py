@@ -20,8 +20,9 @@ import backfill.deliver
 from backfill.adapters import staging
 from backfill.adapters.interaction_api import Credentials
 from backfill.adapters.journal import Journal, OnDurable
-from backfill.backlog import Backlog, Body, planned_interactions
+from backfill.backlog import Backlog, Body, planned
 from backfill.core import reply
+from backfill.core.budget import Hours
 from backfill.core.config import RunConfig
 from backfill.core.dispatch import Fetched
 from backfill.core.errors import ConfigurationError, ExitCode, StorageError
@@ -85,12 +86,15 @@ class Job:
             return deliver(
                 load=1,
                 backlog=backlog(self.folder, 1, using, journal),
-                rows=planned_interactions(self.folder, manifest),
+                rows=planned(self.folder, manifest).interactions,
                 rows_done=journal.settled_interactions(1),
                 journal=journal,
                 config=using,
                 base_url=f"http://127.0.0.1:{peer.port}",
                 credentials=credentials,
+                proven=True,
+                allowed=lambda now_s: Hours(),
+                limit=None,
                 report=report,
                 stop=stop or Stop(),
             )
@@ -178,7 +182,7 @@ def test_every_request_is_sent_once_and_journaled(job: Job) -> None:
     told: list[Progress] = []
     with Peer(answers()) as peer, job.journal() as journal:
         delivered = job.deliver(peer, journal, report=told.append)
-    assert delivered == Delivered(None, 60)
+    assert delivered == Delivered(None, 60, 0)
     assert sorted(received(peer)) == [(part, 1) for part in job.parts]
     assert job.states() == dict.fromkeys(job.parts, State.DELIVERED)
     rows = sum(part.interactions for part in job.parts)
@@ -190,7 +194,7 @@ def test_a_finished_load_sends_nothing(job: Job) -> None:
     with Peer(answers()) as peer, job.journal() as journal:
         job.deliver(peer, journal)
         links = len(peer.links)
-        assert job.deliver(peer, journal) == Delivered(None, 0)
+        assert job.deliver(peer, journal) == Delivered(None, 0, 0)
     assert len(peer.links) == links
     assert len(received(peer)) == 60
 
@@ -335,8 +339,8 @@ def test_damaged_staging_ends_the_delivery(job: Job, damage: Callable[[Path], No
     assert len(seen) >= 5
     assert set(seen) <= job.intents()
     states = job.states()
-    assert {part for part, _ in seen} <= states.keys()
-    assert set(states.values()) <= {State.DELIVERED, State.IN_DOUBT}
+    assert {states.pop(part) for part, _ in seen} <= {State.DELIVERED, State.IN_DOUBT}
+    assert set(states.values()) <= {State.PLANNED}, "an intent that was taken back"
 
 
 def test_damage_leaves_a_call_that_has_no_answer_yet_in_doubt(job: Job) -> None:

@@ -51,8 +51,8 @@ def later(mark: str, rule: str) -> Trouble:
 
 TROUBLES = (
     # By count, not by what is in the body, which is never read: so they come first.
-    doubt("drop-before", "drop=before,until=1", None, "no_reply"),
-    doubt("reset-before", "reset=before,after=1,until=2", None, "no_reply"),
+    doubt("drop-before", "drop=before,after=1,until=2", None, "no_reply"),
+    doubt("reset-before", "reset=before,after=2,until=3", None, "no_reply"),
     # Any byte handed over, and no whole reply.
     doubt("drop-read", "drop=read", None, "no_reply"),
     doubt("drop-after", "drop=after", None, "no_reply", applied=1),
@@ -118,9 +118,14 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
-    """A request for every trouble, all in one lane, in the order of the table."""
+    """A request for every trouble, all in one lane, in the order of the table.
+
+    A plain one before all, and breaker_failures above the doubts in a row: a server that never acknowledged anything,
+    or leaves so many in doubt, is taken for broken, and the job would stop before the table is through.
+    """
     folder = tmp_path_factory.mktemp("replies")
-    marks = [trouble.mark if place < trouble.rows else "plain" for trouble in TROUBLES for place in range(REQUEST)]
+    marks = ["plain"] * REQUEST
+    marks += [trouble.mark if place < trouble.rows else "plain" for trouble in TROUBLES for place in range(REQUEST)]
     rules = [
         trouble.rule if "before" in trouble.rule else f"{trouble.rule},when=property:mark={trouble.mark}"
         for trouble in TROUBLES
@@ -130,7 +135,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
         config: dict[str, dict[str, object]] = {
             "api": {"timeout_s": 0.6},
             "rows": {"max_rejected": 10},
-            "delivery": {"max_in_doubt": 5_000, "max_attempts": 3},
+            "delivery": {"max_in_doubt": 5_000, "max_attempts": 3, "breaker_failures": len(TROUBLES)},
         }
         job = Job(folder / "job", server.base_url, config)
         job.export("replies.csv", visits(len(marks), mark=lambda place: marks[place]))
@@ -170,7 +175,7 @@ def test_the_sum_of_all_troubles(seen: Seen) -> None:
     """The summary counts what the ledger says, and shows how to look at what is in doubt."""
     doubtful = sum(REQUEST for trouble in TROUBLES if trouble.outcome == "in_doubt")
     rejected = sum(trouble.outcome == "rejected" for trouble in TROUBLES)
-    delivered = REQUEST * len(TROUBLES) - doubtful - rejected
+    delivered = REQUEST * (1 + len(TROUBLES)) - doubtful - rejected
     assert seen.outcomes == {"delivered": delivered, "in_doubt": doubtful, "rejected": rejected}
     expect(seen.ended, 0, f"in doubt {doubtful:,}", f"rejected {rejected}", f"delivered {delivered:,}")
     assert "--outcome in_doubt" in seen.ended.out

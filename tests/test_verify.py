@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from backfill.adapters.journal import Journal
 from backfill.core.errors import Unusable
-from backfill.core.lifecycle import MOVES, Move, Part, Recorded, State, halves
+from backfill.core.lifecycle import MOVES, STATE_OF_PARTS, Move, Part, Recorded, State, halves
 from backfill.core.summary import OUTCOMES
 from backfill.settle import LoadOnDisk, settle
 from backfill.verify import CHECKS, Verdict, verify
@@ -60,11 +60,11 @@ def split(part: Part) -> list[Recorded]:
     return [
         Recorded(load=1, part=part, move=Move.INTENT, attempt=1),
         Recorded(load=1, part=part, move=Move.DIVIDED, attempt=1, http_status=400, cause="refused", into=(left, right)),
-        Recorded(load=1, part=left, move=Move.INTENT, attempt=1),
+        Recorded(load=1, part=left, move=Move.INTENT, attempt=2),
         Recorded(
-            load=1, part=left, move=Move.REFUSED, attempt=1, http_status=400, cause="refused", reason="no such address"
+            load=1, part=left, move=Move.REFUSED, attempt=2, http_status=400, cause="refused", reason="no such address"
         ),
-        *delivered(right),
+        *delivered(right, attempt=2),
     ]
 
 
@@ -492,15 +492,13 @@ def histories(draw: st.DrawFn, parts: list[Part]) -> list[Recorded]:
         part, state, attempts = waiting.pop()
         possible = {move for before, move in MOVES if before is state}
         if part.interactions == 1:
-            possible.discard(Move.DIVIDED)
-        if part in parts and attempts == 0:
-            possible.discard(Move.DECIDED_ABANDON)  # the journal has no part yet that it could abandon
+            possible -= STATE_OF_PARTS.keys()
         move = draw(st.sampled_from([None, *sorted(possible)])) if attempts < 4 else None
         if move is None:
             continue
         attempts += move is Move.INTENT
-        into = halves(part) if move is Move.DIVIDED else ()
-        replied = move in (Move.ACKNOWLEDGED, Move.REFUSED, Move.DIVIDED)
+        into = halves(part) if move in STATE_OF_PARTS else ()
+        replied = move in (Move.ACKNOWLEDGED, Move.REFUSED, Move.DIVIDED, Move.BELIEVED)
         moves.append(
             Recorded(
                 load=1,
@@ -514,7 +512,7 @@ def histories(draw: st.DrawFn, parts: list[Part]) -> list[Recorded]:
                 into=into,
             )
         )
-        waiting += [(child, State.PLANNED, 0) for child in into]
+        waiting += [(child, STATE_OF_PARTS[move], attempts) for child in into]
         if not into:
             waiting.append((part, MOVES[state, move], attempts))
     return moves

@@ -15,8 +15,8 @@ import httpx
 
 from backfill import __version__
 from backfill.core.calls import Call
-from backfill.core.dispatch import TokenFailed, TokenGranted, TokenRefused
 from backfill.core.errors import ConfigurationError, ExitCode
+from backfill.core.events import TokenFailed, TokenGranted, TokenRefused
 from backfill.core.lifecycle import Part
 
 

@@ -15,12 +15,12 @@ import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self, TypeVar
 
 from backfill.core.errors import StorageError
-from backfill.core.lifecycle import MOVES, Move, Part, Recorded, Standing, State
+from backfill.core.lifecycle import MOVES, STATE_OF_PARTS, Move, Part, Recorded, Standing, State
 
 SCHEMA_VERSION = 1
 
@@ -33,6 +33,8 @@ CREATE TABLE execution (
     host TEXT NOT NULL,
     command TEXT NOT NULL,
     settings TEXT NOT NULL,
+    shape TEXT NOT NULL,
+    first_move INTEGER NOT NULL,
     exit_code INTEGER
 );
 CREATE TABLE part (
@@ -71,6 +73,8 @@ CREATE TABLE move (
 );
 CREATE INDEX move_of_request ON move (load, request);
 """
+# execution.shape: what the API's answers depend on (tenant, call, wire form, columns), as one word; first_move: the
+# number of its first move, if it made any.
 # part: every part that has left `planned`, and the planned children of a split; the present state, for resuming.
 # move: everything that ever happened, in order, never changed; part can be made from it, and `verify` does so.
 # Times are epoch milliseconds, UTC.
@@ -79,6 +83,22 @@ _STATES_BEFORE: dict[Move, tuple[str, ...]] = {
     move: tuple(str(before) for before, made in MOVES if made is move) for move in Move
 }
 _STATE_AFTER: dict[Move, State] = {move: after for (_, move), after in MOVES.items()}
+
+_ORDER = (
+    *STATE_OF_PARTS,
+    *(move for move in Move if move not in STATE_OF_PARTS and (State.IN_FLIGHT, move) in MOVES),
+    *(
+        move
+        for move in Move
+        if move not in STATE_OF_PARTS and (State.IN_FLIGHT, move) not in MOVES and move != "intent"
+    ),
+    Move.INTENT,
+)
+"""In which order the kinds of moves of one commit are carried out: splits, outcomes, what follows from outcomes,
+intents. Within one commit no part is moved the other way round."""
+
+_BORN_PLANNED = tuple(move for before, move in MOVES if before is State.PLANNED)
+"""Moves that may be the first of a request, which has no row in `part` before it."""
 
 _PART_COLUMNS = (
     "request, first, count, state, attempts, http_status, cause, reason, tid, maybe_duplicate, sent_at, "
@@ -126,13 +146,28 @@ class Journal:
         self._thread.start()
         opened.result()
 
-    def begin(self, *, command: str, settings: Mapping[str, object], pid: int, host: str, at_ms: int) -> int:
-        """Start an execution. Returns how many parts a dead execution left in flight; they are in doubt from now on."""
+    def begin(
+        self,
+        *,
+        command: str,
+        settings: Mapping[str, object],
+        pid: int,
+        host: str,
+        at_ms: int,
+        shape: str = "",
+        resend: bool = False,
+    ) -> int:
+        """Start an execution. Returns how many parts a dead execution left in flight.
+
+        They are in doubt from now on; with `resend` they are planned again, marked. `shape`: one word for all that
+        the API's answers depend on.
+        """
 
         def run(connection: sqlite3.Connection) -> int:
             cursor = connection.execute(
-                "INSERT INTO execution (started_at, pid, host, command, settings) VALUES (?, ?, ?, ?, ?)",
-                (at_ms, pid, host, command, json.dumps(settings)),
+                "INSERT INTO execution (started_at, pid, host, command, settings, shape, first_move) "
+                "VALUES (?, ?, ?, ?, ?, ?, (SELECT coalesce(max(id), 0) + 1 FROM move))",
+                (at_ms, pid, host, command, json.dumps(settings), shape),
             )
             self.execution = int(cursor.lastrowid or 0)
             lost = [
@@ -141,10 +176,58 @@ class Journal:
                     "SELECT load, request, first, count, attempts FROM part WHERE state = 'in_flight'"
                 ).fetchall()
             ]
-            self._record(connection, lost, at_ms)
+            again = [replace(each, move=Move.DECIDED_RESEND, cause=None) for each in lost if resend]
+            self._record(connection, [*lost, *again], at_ms)
             return len(lost)
 
         return self._ask(run)
+
+    def refusals_in_a_row(self) -> int:
+        """Refused calls (400, 413, 422) since the last acknowledgement, or since ever."""
+        # The parts of a request share its attempt numbers, so that says nothing of calls: each refused part is one,
+        # but those that one reply sorted, which are one together.
+        return self._ask(
+            lambda connection: int(
+                connection.execute(
+                    "WITH since AS (SELECT * FROM move WHERE id > coalesce("
+                    "(SELECT id FROM move WHERE move = 'acknowledged' ORDER BY id DESC LIMIT 1), 0)) "
+                    "SELECT count(DISTINCT coalesce((SELECT id FROM since sorted WHERE sorted.move = 'sorted' "
+                    "AND sorted.load = since.load AND sorted.request = since.request "
+                    "AND sorted.attempt = since.attempt AND since.first >= sorted.first "
+                    "AND since.first < sorted.first + sorted.count), id)) FROM since "
+                    "WHERE http_status IN (400, 413, 422) AND move IN ('divided', 'unapplied')"
+                ).fetchone()[0]
+            )
+        )
+
+    def acknowledged_as(self, shape: str) -> bool:
+        """Whether some execution of this shape was ever acknowledged."""
+
+        def run(connection: sqlite3.Connection) -> bool:
+            spans = connection.execute(
+                "SELECT id, first_move, (SELECT min(first_move) FROM execution later WHERE later.id > execution.id) "
+                "FROM execution WHERE shape = ? ORDER BY id DESC",
+                (shape,),
+            ).fetchall()
+            return any(
+                connection.execute(
+                    "SELECT 1 FROM move WHERE id >= ? AND id < ? AND move = 'acknowledged' LIMIT 1",
+                    (first, 2**63 - 1 if end is None else end),
+                ).fetchone()
+                for _, first, end in spans
+            )
+
+        return self._ask(run)
+
+    def intents_since(self, at_ms: int) -> int:
+        """Calls that may have been made since then, by any execution."""
+        return self._ask(
+            lambda connection: int(
+                connection.execute("SELECT count(*) FROM move WHERE move = 'intent' AND at >= ?", (at_ms,)).fetchone()[
+                    0
+                ]
+            )
+        )
 
     def end(self, *, exit_code: int, at_ms: int) -> None:
         """Note how this execution ended."""
@@ -350,8 +433,7 @@ class Journal:
             query.result.set_result(result)
 
     def _record(self, connection: sqlite3.Connection, moves: Sequence[Recorded], at_ms: int) -> None:
-        """Write moves of one moment. An intent follows the outcome of the attempt before it, never the other way
-        round within one commit, so outcomes can go first and each kind in one statement."""
+        """Write moves of one moment, each kind in one statement, in the order of `_ORDER`."""
         connection.executemany(
             "INSERT INTO move (load, request, first, count, move, attempt, http_status, cause, reason, tid, parts, "
             "execution, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -375,11 +457,11 @@ class Journal:
         by_kind: dict[Move, list[Recorded]] = {}
         for each in moves:
             by_kind.setdefault(each.move, []).append(each)
-        intents = by_kind.pop(Move.INTENT, [])
-        for move, alike in by_kind.items():
-            self._settle(connection, move, alike, at_ms)
-        if intents:
-            self._intend(connection, intents, at_ms)
+        for move in sorted(by_kind, key=_ORDER.index):
+            if move is Move.INTENT:
+                self._intend(connection, by_kind[move], at_ms)
+            else:
+                self._settle(connection, move, by_kind[move], at_ms)
 
     def _intend(self, connection: sqlite3.Connection, intents: Sequence[Recorded], at_ms: int) -> None:
         written = connection.executemany(
@@ -392,12 +474,19 @@ class Journal:
         _all_moved(written, intents)
 
     def _settle(self, connection: sqlite3.Connection, move: Move, alike: Sequence[Recorded], at_ms: int) -> None:
+        if move in _BORN_PLANNED:
+            connection.executemany(
+                "INSERT OR IGNORE INTO part (load, request, first, count, state, attempts) "
+                "VALUES (?, ?, ?, ?, 'planned', 0)",
+                [(each.load, *each.part) for each in alike],
+            )
         before = ", ".join(f"'{state}'" for state in _STATES_BEFORE[move])
         # A part that goes back to `planned` is not settled. Without a reply of its own a move leaves the last one.
         settled_at = None if _STATE_AFTER[move] is State.PLANNED else at_ms
         written = connection.executemany(  # the states are constants of ours
             "UPDATE part SET state = ?, http_status = coalesce(?, http_status), cause = coalesce(?, cause), "
-            "reason = coalesce(?, reason), tid = coalesce(?, tid), settled_at = ?, execution = ? "
+            "reason = coalesce(?, reason), tid = coalesce(?, tid), settled_at = ?, execution = ?, "
+            "maybe_duplicate = maybe_duplicate OR ? "
             f"WHERE load = ? AND request = ? AND first = ? AND count = ? AND state IN ({before})",
             [
                 (
@@ -408,6 +497,7 @@ class Journal:
                     each.tid,
                     settled_at,
                     self.execution,
+                    move is Move.DECIDED_RESEND,
                     each.load,
                     *each.part,
                 )
@@ -415,9 +505,21 @@ class Journal:
             ],
         ).rowcount
         _all_moved(written, alike)
+        if move in STATE_OF_PARTS:
+            self._divide(connection, STATE_OF_PARTS[move], alike)
+
+    def _divide(self, connection: sqlite3.Connection, state: State, alike: Sequence[Recorded]) -> None:
+        """The parts of a split take over what happened to the rows in them: attempts, mark and, in flight, the send."""
         connection.executemany(
-            "INSERT INTO part (load, request, first, count, state, attempts) VALUES (?, ?, ?, ?, 'planned', 0)",
-            [(each.load, *part) for each in alike for part in each.into],
+            "INSERT INTO part (load, request, first, count, state, attempts, maybe_duplicate, sent_at, execution) "
+            "SELECT load, request, ?, ?, ?, attempts, maybe_duplicate, iif(? = 'in_flight', sent_at, NULL), "
+            "iif(? = 'in_flight', execution, NULL) "
+            "FROM part WHERE load = ? AND request = ? AND first = ? AND count = ?",
+            [
+                (part.first, part.interactions, state, state, state, each.load, *each.part)
+                for each in alike
+                for part in each.into
+            ],
         )
 
 

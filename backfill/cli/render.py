@@ -41,6 +41,9 @@ def summary_text(summary: Summary) -> str:
         f"Sent     {_many(summary.requests, 'call')} in {duration(summary.duration_s)} (execution {summary.execution})",
         f"Account  {equation(summary.read, outcomes)}",
     ]
+    if summary.remaining_calls:
+        calls, takes = _many(summary.remaining_calls, "call"), duration(summary.remaining_s)
+        lines.append(f"Left     {summary.count('unsent'):,} rows, about {calls}, {takes} at the budget")
     if not summary.balanced:
         lines.append("         This does not add up. Do not trust it; run `backfill verify`, and report it as a bug.")
     if len(summary.exports) > 1:
@@ -88,6 +91,8 @@ def summary_json(summary: Summary) -> dict[str, Any]:
         "exit_code": int(summary.exit_code),
         "stopped": summary.stopped,
         "resume_after": summary.resume_after,
+        "remaining_calls": summary.remaining_calls,
+        "remaining_s": round(summary.remaining_s, 1),
         "read": summary.read,
         "outcomes": {name: summary.count(name) for name in OUTCOMES},
         "balanced": summary.balanced,

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 @options.state
 @options.sets
 @click.option("--sandbox", is_flag=True, help="Deliver to a sandbox started for this execution; state <name>.sandbox.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="A trial: at most N interactions, then stop (75)."
+)
+@click.option("--require-state", is_flag=True, help="Refuse (78) to begin a job that has no state yet.")
 @options.json
 def command(
     exports: tuple[Path, ...],
@@ -32,6 +36,8 @@ def command(
     state: Path | None,
     sets: tuple[str, ...],
     sandbox: bool,
+    limit: int | None,
+    require_state: bool,
     as_json: bool,
 ) -> int:
     """Stages, delivers and settles exports: CSV or Parquet files, directories of them, or globs.
@@ -75,6 +81,8 @@ def command(
                     exports=exports,
                     state=chosen.state,
                     credentials=credentials,
+                    limit=limit,
+                    require_state=require_state,
                     connect_to=connect_to,
                 ),
                 report=report,

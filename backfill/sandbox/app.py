@@ -10,8 +10,8 @@ import json
 import time
 import traceback
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from typing import Any
 from urllib.parse import parse_qsl
@@ -125,7 +125,9 @@ class Sandbox:
 
         await _wait(verdict.hold_s)
         if isinstance(outcome, _Work):
-            if _applies(verdict):
+            if isinstance(verdict.trouble, Rubbish) and verdict.trouble.refused is not None:
+                outcome = _with_results(outcome, verdict.trouble)
+            if _applies(verdict) and outcome.accepted.interactions:
                 self._apply(request, outcome)
             outcome = outcome.reply
         await _wait(verdict.latency_s)
@@ -180,6 +182,7 @@ class Sandbox:
             tid=work.tid,
             user_agent=request.user_agent,
             interactions=work.accepted.text,
+            positions=work.positions,
         )
         request.applied = True
 
@@ -193,6 +196,8 @@ class _Work:
     tid: str | None
     accepted: Accepted
     reply: Reply
+    positions: Sequence[int] | None = None
+    """Where in the request the accepted ones stood, from 0, if not all were."""
 
 
 def _applies(verdict: Verdict) -> bool:
@@ -203,6 +208,20 @@ def _applies(verdict: Verdict) -> bool:
             return moment == "after"
         case Answer(applied=applied) | Rubbish(applied=applied):
             return applied
+
+
+def _with_results(work: _Work, trouble: Rubbish) -> _Work:
+    """Of an accepted request, what is applied when some of its interactions are refused, and the reply to that."""
+    assert trouble.refused is not None
+    refused = [trouble.refused.met_by(interaction) for interaction in work.accepted.interactions]
+    kept = [each for each, bad in zip(work.accepted.interactions, refused, strict=True) if not bad]
+    results = [{"statusCode": trouble.status, "message": "refused"} if bad else {"statusCode": 200} for bad in refused]
+    return replace(
+        work,
+        accepted=Accepted(kept, json.dumps(kept).encode()),
+        positions=[at for at, bad in enumerate(refused) if not bad],
+        reply=_json(200, json.loads(work.reply.body) | {"results": results}),
+    )
 
 
 def _troubled(reply: Reply, verdict: Verdict) -> Reply | Hangup:
@@ -231,6 +250,8 @@ def _troubled(reply: Reply, verdict: Verdict) -> Reply | Hangup:
         case Rubbish(kind="mismatch") as rubbish:
             inside = _refusal(Fault(rubbish.status, "by a misbehaviour of the sandbox."))
             return Reply(200, inside.body)
+        case Rubbish(kind="results"):
+            return reply
         case Rubbish(kind=kind):
             return Reply(200, reply.body, shape=kind)
 

@@ -1,7 +1,8 @@
 """The sandbox's own truth: what it received and what it applied, as JSON lines that tests compare the client with.
 
 `applied.jsonl`   one line per applied request, written before the reply is sent:
-                  {"at", "call", "sk", "tid", "user_agent", "interactions": [... as received ...]}
+                  {"at", "call", "sk", "tid", "user_agent", "interactions": [... as received ...]}, and "positions"
+                  (from 0, of its interactions) where only some of them were applied
 `requests.jsonl`  one line per request whose head arrived, written when its fate is known, just before it is answered:
                   {"at", "answered_at", "method", "path", "call", "status", "rule", "applied", "interactions",
                    "sha256", "user_agent"}
@@ -14,6 +15,7 @@ Holds customers' values, so only the owner may read it. Never holds a token.
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -46,10 +48,24 @@ class Log:
         self._requests = _append_to(folder / "requests.jsonl")
 
     def applied(
-        self, *, at_s: float, call: str, sk: str, tid: str | None, user_agent: str, interactions: bytes
+        self,
+        *,
+        at_s: float,
+        call: str,
+        sk: str,
+        tid: str | None,
+        user_agent: str,
+        interactions: bytes,
+        positions: Sequence[int] | None = None,
     ) -> None:
-        """Remembers an applied request; `interactions` is a JSON array on one line. Raises: OSError."""
-        head = json.dumps({"at": at_s, "call": call, "sk": sk, "tid": tid, "user_agent": user_agent})
+        """Remembers an applied request; `interactions` is a JSON array on one line. Raises: OSError.
+
+        `positions`: where in the request they stood, from 0, if only some were applied.
+        """
+        fields = {"at": at_s, "call": call, "sk": sk, "tid": tid, "user_agent": user_agent}
+        if positions is not None:
+            fields["positions"] = positions
+        head = json.dumps(fields)
         _write(self._applied, b'%b, "interactions": %b}\n' % (head[:-1].encode(), interactions))
 
     def received(self, request: Received, answered_at_s: float) -> None:

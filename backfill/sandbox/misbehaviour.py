@@ -10,6 +10,8 @@ A rule is words joined by commas, each `name=value`:
         reset=before|read|after   the same by a TCP reset
         body=html|empty|bare|cut|endless|mismatch    HTTP 200 with a web page, nothing, JSON without a statusCode,
                                half of the announced body, a body without end, a statusCode of 500 (or status=CODE)
+        body=results           HTTP 200 with one result per interaction; those that `when` names are not applied and get
+                               400 (or status=CODE), the others 200
         applied=yes|no         with status or body: whether the interactions are applied all the same
                                (else: body yes, except mismatch; status no)
         hold_s=SECONDS         waits before applying
@@ -28,7 +30,7 @@ that was given first. Decides only; `app` does it. Reads no clock.
 import difflib
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Moment = Literal["before", "read", "after"]
@@ -59,8 +61,10 @@ class Rubbish:
 
     kind: str
     status: int
-    """The statusCode inside, for `mismatch`."""
+    """The statusCode inside, for `mismatch` and `results`."""
     applied: bool
+    refused: "Condition | None" = None
+    """Which interactions `results` refuses."""
 
 
 Trouble = Answer | Hangup | Rubbish
@@ -78,16 +82,15 @@ class Condition:
         """The 1-based position of the first interaction that is so; 0 if the whole body is; None if nothing is."""
         if self.kind == "bytes_over":
             return 0 if body_bytes > int(self.value) else None
-        for position, interaction in enumerate(interactions, start=1):
-            if self.kind == "key_contains":
-                if self.value in interaction.get("customerKey", ""):
-                    return position
-            elif any(
-                one["name"] == self.name and _plain(one["value"]) == self.value
-                for one in interaction.get("properties", ())
-            ):
-                return position
-        return None
+        return next((at for at, interaction in enumerate(interactions, start=1) if self.met_by(interaction)), None)
+
+    def met_by(self, interaction: Mapping[str, Any]) -> bool:
+        """Whether a single interaction is so."""
+        if self.kind == "key_contains":
+            return self.value in interaction.get("customerKey", "")
+        return any(
+            one["name"] == self.name and _plain(one["value"]) == self.value for one in interaction.get("properties", ())
+        )
 
 
 def _plain(value: object) -> str:
@@ -200,7 +203,7 @@ _NAMES = (
     *("on", "when", "after", "until", "every", "share", "seed"),
 )
 _MOMENTS = ("before", "read", "after")
-_BODIES = ("html", "empty", "bare", "cut", "endless", "mismatch")
+_BODIES = ("html", "empty", "bare", "cut", "endless", "mismatch", "results")
 
 
 def parse_all(texts: Iterable[str]) -> list[Rule]:
@@ -214,6 +217,11 @@ def parse(text: str) -> Rule:
     applied = words.choice("applied", ("yes", "no"))
     trouble = _trouble(words, None if applied is None else applied == "yes")
     when = words.get("when")
+    condition = None if when is None else _condition(words, when)
+    if isinstance(trouble, Rubbish) and trouble.kind == "results":
+        if condition is None or condition.kind == "bytes_over":
+            raise words.bad("`body=results` needs a `when` that looks at interactions")
+        trouble = replace(trouble, refused=condition)
     on = words.choice("on", ("calls", "token"))
     rule = Rule(
         text=text,
@@ -221,7 +229,7 @@ def parse(text: str) -> Rule:
         hold_s=words.number("hold_s", 0.0, 0.0, 86_400.0),
         latency_s=words.number("latency_ms", 0.0, 0.0, 86_400_000.0) / 1000,
         on="token" if on == "token" else "calls",
-        when=None if when is None else _condition(words, when),
+        when=condition,
         after=words.count("after", 0) or 0,
         until=words.count("until", 1),
         every=words.count("every", 1) or 1,
@@ -243,7 +251,7 @@ def parse(text: str) -> Rule:
 
 def _trouble(words: "_Words", applied: bool | None) -> Trouble | None:
     kinds = [name for name in ("body", "drop", "reset", "status") if name in words]
-    inside = kinds == ["body", "status"] and words["body"] == "mismatch"
+    inside = kinds == ["body", "status"] and words["body"] in ("mismatch", "results")
     if len(kinds) > 1 and not inside:
         raise words.bad("one rule makes one trouble: give status, drop, reset and body in rules of their own")
     kind = kinds[0] if kinds else None
@@ -254,7 +262,11 @@ def _trouble(words: "_Words", applied: bool | None) -> Trouble | None:
         return Hangup(_moment(words.choice(kind, _MOMENTS)), reset=kind == "reset")
     if kind == "body":
         body = words.choice("body", _BODIES) or ""
-        return Rubbish(body, words.count("status", 100) or 500, body != "mismatch" if applied is None else applied)
+        return Rubbish(
+            body,
+            words.count("status", 100) or (400 if body == "results" else 500),
+            body != "mismatch" if applied is None else applied,
+        )
     if kind == "status":
         status = words.count("status", 300) or 0
         if status > 599:

@@ -216,15 +216,15 @@ def record(journal: Journal, moves: Iterable[Recorded], *, at_ms: int = 1_700_00
         assert errors == []
 
 
-def delivered(part: Part, *, load: int = 1, tid: str | None = None) -> list[Recorded]:
-    """The moves of a part that goes through at its first attempt."""
+def delivered(part: Part, *, load: int = 1, tid: str | None = None, attempt: int = 1) -> list[Recorded]:
+    """The moves of a part that goes through at its first attempt, which is that number of its rows' attempts."""
     return [
-        Recorded(load=load, part=part, move=Move.INTENT, attempt=1),
+        Recorded(load=load, part=part, move=Move.INTENT, attempt=attempt),
         Recorded(
             load=load,
             part=part,
             move=Move.ACKNOWLEDGED,
-            attempt=1,
+            attempt=attempt,
             http_status=200,
             cause="acknowledged",
             tid=tid,

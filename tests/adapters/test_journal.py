@@ -267,3 +267,105 @@ def test_a_full_disk_fails_the_commit_and_every_later_one(path: Path) -> None:
     assert "No further request was started" in message
     with Journal(path) as journal:
         assert begin(journal) == int(durable) > 0
+
+
+def test_the_parts_of_a_split_take_over_what_happened_to_their_rows(journal: Journal) -> None:
+    """Attempts and mark, and in flight the send as well: a row is not younger for standing in a smaller request."""
+    left, right = Part(7, 0, 50), Part(7, 50, 50)
+    commit(journal, [move(WHOLE, Move.INTENT)], 1000)
+    commit(journal, [move(WHOLE, Move.UNCLEAR), move(WHOLE, Move.DECIDED_RESEND)], 2000)
+    commit(journal, [move(WHOLE, Move.INTENT, attempt=2)], 3000)
+    moves = [move(WHOLE, Move.SORTED, attempt=2, into=(left, right)), move(left, Move.ACKNOWLEDGED, attempt=2)]
+    assert commit(journal, [*moves, move(right, Move.UNAPPLIED, attempt=2)], 4000) is None
+    whole, left_now, right_now = sorted(journal.standings(1, 7, 7), key=lambda each: (each.part.first, -each.part[2]))
+    assert (whole.state, left_now.state, right_now.state) == (State.SPLIT, State.DELIVERED, State.PLANNED)
+    assert (left_now.attempts, left_now.sent_at_ms, left_now.maybe_duplicate) == (2, 3000, True)
+    assert (right_now.attempts, right_now.maybe_duplicate) == (2, True)
+
+
+def test_a_request_may_be_cut_or_abandoned_before_it_was_ever_sent(journal: Journal) -> None:
+    """The journal knows nothing of it until then."""
+    now, later = Part(7, 0, 30), Part(7, 30, 70)
+    assert commit(journal, [move(WHOLE, Move.CUT, attempt=0, into=(now, later)), move(now, Move.INTENT)]) is None
+    assert commit(journal, [move(Part(8, 0, 5), Move.DECIDED_ABANDON, attempt=0)]) is None
+    assert states(journal) == {
+        WHOLE: State.SPLIT,
+        now: State.IN_FLIGHT,
+        later: State.PLANNED,
+        Part(8, 0, 5): State.ABANDONED,
+    }
+
+
+def test_a_refusal_is_believed_later(journal: Journal) -> None:
+    """Until an acknowledgement it stands as planned, with what the API said."""
+    commit(journal, [move(WHOLE, Move.INTENT)])
+    commit(journal, [move(WHOLE, Move.UNAPPLIED, http_status=400, reason="no url")])
+    assert states(journal) == {WHOLE: State.PLANNED}
+    assert commit(journal, [move(WHOLE, Move.BELIEVED, http_status=400, reason="no url")]) is None
+    (standing,) = journal.standings(1, 7, 7)
+    assert (standing.state, standing.http_status, standing.reason) == (State.REJECTED, 400, "no url")
+
+
+def test_under_resend_what_was_in_flight_is_planned_again_and_marked(path: Path) -> None:
+    """At least once: sent again, and named as perhaps doubled."""
+    with Journal(path) as journal:
+        begin(journal)
+        commit(journal, [move(WHOLE, Move.INTENT)])
+    with Journal(path) as journal:
+        assert journal.begin(command="run", settings={}, pid=1, host="here", at_ms=2, resend=True) == 1
+        (standing,) = journal.standings(1, 7, 7)
+        assert (standing.state, standing.maybe_duplicate) == (State.PLANNED, True)
+        assert [each.move for each, _, _ in journal.moves(1, 7, 7)] == [Move.INTENT, Move.LOST, Move.DECIDED_RESEND]
+
+
+def test_refusals_in_a_row_count_calls_since_the_last_acknowledgement(journal: Journal) -> None:
+    """However many rows a refusal names; other replies neither count nor end the row."""
+    assert journal.refusals_in_a_row() == 0
+    left, right = Part(7, 0, 50), Part(7, 50, 50)
+    commit(journal, [move(WHOLE, Move.INTENT)])
+    commit(journal, [move(WHOLE, Move.DIVIDED, http_status=400, into=(left, right))])
+    commit(journal, [move(left, Move.INTENT, attempt=2)])
+    commit(journal, [move(left, Move.UNAPPLIED, attempt=2, http_status=422)])
+    commit(journal, [move(right, Move.INTENT, attempt=2)])
+    commit(journal, [move(right, Move.UNAPPLIED, attempt=2, http_status=503)])
+    assert journal.refusals_in_a_row() == 2
+    commit(journal, [move(Part(8, 0, 1), Move.INTENT)])
+    commit(journal, [move(Part(8, 0, 1), Move.ACKNOWLEDGED, http_status=200)])
+    assert journal.refusals_in_a_row() == 0
+
+
+def test_refusals_of_both_halves_are_two_and_those_of_one_reply_are_one(journal: Journal) -> None:
+    """The parts of a request share its attempt numbers; each was a call, unless one reply sorted them."""
+    left, right = Part(7, 0, 50), Part(7, 50, 50)
+    commit(journal, [move(WHOLE, Move.INTENT)])
+    commit(journal, [move(WHOLE, Move.DIVIDED, http_status=400, into=(left, right))])
+    for half in (left, right):
+        commit(journal, [move(half, Move.INTENT, attempt=2)])
+        commit(journal, [move(half, Move.UNAPPLIED, attempt=2, http_status=400)])
+    assert journal.refusals_in_a_row() == 3
+    whole, parts = Part(8, 0, 3), (Part(8, 0, 2), Part(8, 2, 1))
+    commit(journal, [move(whole, Move.INTENT)])
+    refused = [move(part, Move.UNAPPLIED, http_status=400) for part in parts]
+    commit(journal, [move(whole, Move.SORTED, into=parts), *refused])
+    assert journal.refusals_in_a_row() == 4
+
+
+def test_a_shape_is_proven_by_an_acknowledgement_under_it(path: Path) -> None:
+    """Not by one under another configuration, and not by an execution without any."""
+    with Journal(path) as journal:
+        journal.begin(command="run", settings={}, pid=1, host="here", at_ms=1, shape="old")
+        commit(journal, [move(WHOLE, Move.INTENT)])
+        commit(journal, [move(WHOLE, Move.ACKNOWLEDGED)])
+        journal.begin(command="run", settings={}, pid=1, host="here", at_ms=2, shape="new")
+        commit(journal, [move(Part(8, 0, 1), Move.INTENT)])
+        assert [journal.acknowledged_as(shape) for shape in ("old", "new", "other")] == [True, False, False]
+        commit(journal, [move(Part(8, 0, 1), Move.ACKNOWLEDGED)])
+        assert journal.acknowledged_as("new")
+
+
+def test_intents_are_counted_from_a_moment_on(journal: Journal) -> None:
+    """For the day's budget, across executions; outcomes do not count."""
+    commit(journal, [move(WHOLE, Move.INTENT)], 999)
+    commit(journal, [move(WHOLE, Move.UNAPPLIED), move(Part(8, 0, 1), Move.INTENT)], 1000)
+    commit(journal, [move(WHOLE, Move.INTENT, attempt=2)], 1001)
+    assert (journal.intents_since(0), journal.intents_since(1000), journal.intents_since(1002)) == (3, 2, 0)

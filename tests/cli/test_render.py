@@ -119,6 +119,8 @@ def test_the_summary_as_json() -> None:
         "exit_code": 3,
         "stopped": None,
         "resume_after": None,
+        "remaining_calls": 0,
+        "remaining_s": 0.0,
         "read": 10_000,
         "outcomes": {**dict.fromkeys(OUTCOMES, 0), "delivered": 9_812, "invalid": 31, "duplicate": 157},
         "balanced": True,
