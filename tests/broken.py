@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 from backfill.adapters.journal import Journal, OnDurable
 from backfill.cli import main
-from backfill.core import dispatch as d
+from backfill.core import events as d
+from backfill.core.dispatch import Dispatch
 from backfill.core.lifecycle import Move, Recorded
 
 
@@ -50,14 +51,14 @@ def forget_in_flight() -> None:
 
 def resend() -> None:
     """No reply is taken for not sent, as every HTTP client with automatic retries does."""
-    handle = d.Dispatch.handle
+    handle = Dispatch.handle
 
-    def hasty(self: d.Dispatch, event: d.Event, now_s: float) -> list[d.Command]:
+    def hasty(self: Dispatch, event: d.Event, now_s: float) -> list[d.Command]:
         if isinstance(event, d.Unanswered):
             event = d.NotSent(event.part, "retry")
         return handle(self, event, now_s)
 
-    d.Dispatch.handle = hasty  # type: ignore[method-assign]
+    Dispatch.handle = hasty  # type: ignore[method-assign]
 
 
 VARIANTS: dict[str, Callable[[], None]] = {
