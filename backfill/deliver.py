@@ -122,7 +122,7 @@ def deliver(
                     budget=config.budget,
                     delivery=config.delivery,
                     jitter=random.random,
-                    not_before_s=loop.time() + _rest_of_second_s(journal.last_intent_ms()),
+                    not_before_s=loop.time() + _rest_of_second_s(journal.last_move_ms()),
                     proven=proven,
                     hours=allowed(loop.time()),
                     limit=limit,
@@ -153,11 +153,11 @@ def _tls(config: RunConfig) -> ssl.SSLContext | None:
         ) from error
 
 
-def _rest_of_second_s(last_intent_ms: int | None) -> float:
-    """How long until the last journaled start is a second ago. A clock that was set back waits a second at most."""
-    if last_intent_ms is None:
+def _rest_of_second_s(last_move_ms: int | None) -> float:
+    """How long until any start before this one is a second ago. A clock that was set back waits a second at most."""
+    if last_move_ms is None:
         return 0.0
-    return min(1.0, max(0.0, 1.0 - (time.time() - last_intent_ms / 1000)))
+    return min(1.0, max(0.0, 1.0 - (time.time() - last_move_ms / 1000)))
 
 
 @dataclass(slots=True)

@@ -294,8 +294,7 @@ class _Execution:
                 )
                 return None
         midnight_ms = int(day_begins_at(now).timestamp() * 1000)
-        # A call whose intent came just before midnight may have been made after it.
-        made = 0 if budget.requests_per_day is None else journal.intents_since(midnight_ms - 1000)
+        made = 0 if budget.requests_per_day is None else journal.calls_since(midnight_ms)
         until_s = {
             name: math.inf if at is None else (at - now).total_seconds()
             for name, at in {"closes": closes_at, "opens": opens_at, "day ends": day_begins_at(now, 1)}.items()

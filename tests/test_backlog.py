@@ -16,8 +16,8 @@ from backfill.adapters.journal import Journal
 from backfill.backlog import GROUP, Backlog, planned
 from backfill.core.arrange import REQUEST_SCHEMA, ROW_SCHEMA, Arranged, Piece
 from backfill.core.config import RunConfig
-from backfill.core.dispatch import Ready
 from backfill.core.errors import StorageError
+from backfill.core.events import Ready
 from backfill.core.lifecycle import Move, Part, Recorded, halves
 from backfill.core.settings import parse
 

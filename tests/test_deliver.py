@@ -24,8 +24,8 @@ from backfill.backlog import Backlog, Body, planned
 from backfill.core import reply
 from backfill.core.budget import Hours
 from backfill.core.config import RunConfig
-from backfill.core.dispatch import Fetched
 from backfill.core.errors import ConfigurationError, ExitCode, StorageError
+from backfill.core.events import Fetched
 from backfill.core.lifecycle import Move, Part, Recorded, State
 from backfill.core.settings import parse
 from backfill.core.summary import Progress

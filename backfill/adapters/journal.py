@@ -195,7 +195,8 @@ class Journal:
                     "AND sorted.load = since.load AND sorted.request = since.request "
                     "AND sorted.attempt = since.attempt AND since.first >= sorted.first "
                     "AND since.first < sorted.first + sorted.count), id)) FROM since "
-                    "WHERE http_status IN (400, 413, 422) AND move IN ('divided', 'unapplied')"
+                    "WHERE http_status IN (400, 413, 422) "
+                    "AND (move IN ('divided', 'unapplied') OR cause = 'refused_after_doubt')"
                 ).fetchone()[0]
             )
         )
@@ -219,13 +220,22 @@ class Journal:
 
         return self._ask(run)
 
-    def intents_since(self, at_ms: int) -> int:
-        """Calls that may have been made since then, by any execution."""
+    def calls_since(self, at_ms: int) -> int:
+        """Calls that may have been made since then, by any execution; ask after `begin`.
+
+        A call whose intent is older counts if its outcome (the loss at a crash included) is not: it may have started
+        long after its intent, when the commit was slow.
+        """
         return self._ask(
             lambda connection: int(
-                connection.execute("SELECT count(*) FROM move WHERE move = 'intent' AND at >= ?", (at_ms,)).fetchone()[
-                    0
-                ]
+                connection.execute(
+                    "SELECT count(*) FROM move intent WHERE move = 'intent' AND (at >= ? OR EXISTS ("
+                    "SELECT 1 FROM move outcome WHERE outcome.load = intent.load AND outcome.request = intent.request "
+                    "AND outcome.first = intent.first AND outcome.count = intent.count "
+                    "AND outcome.attempt = intent.attempt AND outcome.at >= ? AND outcome.move IN "
+                    "('acknowledged', 'unapplied', 'refused', 'divided', 'sorted', 'unclear', 'lost')))",
+                    (at_ms, at_ms),
+                ).fetchone()[0]
             )
         )
 
@@ -340,18 +350,14 @@ class Journal:
             )
         )
 
-    def last_intent_ms(self) -> int | None:
-        """When the newest intent of any execution was journaled; none of them started a request later."""
+    def last_move_ms(self) -> int | None:
+        """When the newest move of any execution was journaled. After `begin`, no request started later than that.
 
+        The newest intent would not do: its request may have started much later, after a slow commit.
+        """
         return self._ask(
             lambda connection: next(
-                (
-                    int(at)
-                    for (at,) in connection.execute(
-                        "SELECT at FROM move WHERE move = 'intent' ORDER BY id DESC LIMIT 1"
-                    )
-                ),
-                None,
+                (int(at) for (at,) in connection.execute("SELECT at FROM move ORDER BY id DESC LIMIT 1")), None
             )
         )
 
@@ -486,7 +492,8 @@ class Journal:
         written = connection.executemany(  # the states are constants of ours
             "UPDATE part SET state = ?, http_status = coalesce(?, http_status), cause = coalesce(?, cause), "
             "reason = coalesce(?, reason), tid = coalesce(?, tid), settled_at = ?, execution = ?, "
-            "maybe_duplicate = maybe_duplicate OR ? "
+            "maybe_duplicate = CASE ? WHEN 'decided_resend' THEN 1 WHEN 'decided_not_delivered' THEN 0 "
+            "ELSE maybe_duplicate END "
             f"WHERE load = ? AND request = ? AND first = ? AND count = ? AND state IN ({before})",
             [
                 (
@@ -497,7 +504,7 @@ class Journal:
                     each.tid,
                     settled_at,
                     self.execution,
-                    move is Move.DECIDED_RESEND,
+                    move,
                     each.load,
                     *each.part,
                 )

@@ -85,7 +85,7 @@ def replay(moves: Iterable[tuple[Recorded, int, int]], sizes: Mapping[int, int])
             fate.sent_at_ms,
             None if state is State.PLANNED else at_ms,
             execution,
-            fate.maybe_duplicate or move is Move.DECIDED_RESEND,
+            move is Move.DECIDED_RESEND or (fate.maybe_duplicate and move is not Move.DECIDED_NOT_DELIVERED),
         )
         if state is State.SPLIT:
             fault = _tiling_fault(part, recorded.into)

@@ -16,8 +16,8 @@ from backfill import __version__
 from backfill.adapters.interaction_api import Address, Credentials, InteractionApi
 from backfill.adapters.transport import Transport
 from backfill.core.calls import CALLS
-from backfill.core.dispatch import TokenFailed, TokenGranted, TokenRefused
 from backfill.core.errors import ConfigurationError, ExitCode
+from backfill.core.events import TokenFailed, TokenGranted, TokenRefused
 from backfill.core.lifecycle import Part
 from backfill.sandbox import checks
 from tests.adapters.misbehaving import Behaviour, Link, Peer, answers, sends_and_closes

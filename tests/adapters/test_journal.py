@@ -201,15 +201,16 @@ def test_settled_interactions_are_those_that_nobody_will_send(journal: Journal) 
     assert journal.settled_interactions(1) == 20
 
 
-def test_the_last_intent_is_known_across_executions(path: Path) -> None:
-    """So that the budget holds across restarts."""
+def test_the_last_move_is_known_across_executions(path: Path) -> None:
+    """So that the budget holds across restarts: no request started later, since a crash's loss is a move of its own."""
     with Journal(path) as journal:
         begin(journal)
-        assert journal.last_intent_ms() is None
+        assert journal.last_move_ms() is None
         commit(journal, [move(WHOLE, Move.INTENT)], 12345)
-        commit(journal, [move(WHOLE, Move.ACKNOWLEDGED)], 99999)
     with Journal(path) as journal:
-        assert journal.last_intent_ms() == 12345
+        assert journal.last_move_ms() == 12345
+        journal.begin(command="run", settings={}, pid=1, host="here", at_ms=99999)
+        assert journal.last_move_ms() == 99999
 
 
 def test_a_damaged_journal_is_refused_with_the_remedy(path: Path) -> None:
@@ -363,9 +364,23 @@ def test_a_shape_is_proven_by_an_acknowledgement_under_it(path: Path) -> None:
         assert journal.acknowledged_as("new")
 
 
-def test_intents_are_counted_from_a_moment_on(journal: Journal) -> None:
-    """For the day's budget, across executions; outcomes do not count."""
-    commit(journal, [move(WHOLE, Move.INTENT)], 999)
-    commit(journal, [move(WHOLE, Move.UNAPPLIED), move(Part(8, 0, 1), Move.INTENT)], 1000)
-    commit(journal, [move(WHOLE, Move.INTENT, attempt=2)], 1001)
-    assert (journal.intents_since(0), journal.intents_since(1000), journal.intents_since(1002)) == (3, 2, 0)
+def test_calls_are_counted_from_a_moment_on(journal: Journal) -> None:
+    """For the day's budget, across executions: by their intent, or by an outcome that came after the moment."""
+    commit(journal, [move(WHOLE, Move.INTENT), move(Part(8, 0, 1), Move.INTENT)], 900)
+    commit(journal, [move(WHOLE, Move.UNAPPLIED)], 999)
+    assert [journal.calls_since(at_ms) for at_ms in (0, 900, 901, 1000)] == [2, 2, 1, 0]
+    commit(journal, [move(Part(8, 0, 1), Move.ACKNOWLEDGED), move(WHOLE, Move.INTENT, attempt=2)], 1001)
+    assert [journal.calls_since(at_ms) for at_ms in (900, 1000, 1002)] == [3, 2, 0]
+    commit(journal, [move(WHOLE, Move.SORTED, attempt=2, into=(Part(7, 0, 60), Part(7, 60, 40)))], 1003)
+    assert journal.calls_since(1002) == 1
+
+
+def test_a_vendor_that_confirms_takes_the_mark_away(journal: Journal) -> None:
+    """Decided as not delivered, a row is sent again unmarked, also if it was sent again in doubt before."""
+    commit(journal, [move(WHOLE, Move.INTENT)])
+    commit(journal, [move(WHOLE, Move.UNCLEAR), move(WHOLE, Move.DECIDED_RESEND)])
+    commit(journal, [move(WHOLE, Move.INTENT, attempt=2)])
+    commit(journal, [move(WHOLE, Move.UNCLEAR, attempt=2)])
+    assert journal.standings(1, 7, 7)[0].maybe_duplicate
+    commit(journal, [move(WHOLE, Move.DECIDED_NOT_DELIVERED, attempt=2)])
+    assert not journal.standings(1, 7, 7)[0].maybe_duplicate
