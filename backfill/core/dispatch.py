@@ -626,8 +626,8 @@ class Dispatch:
             ExitCode.UNUSABLE,
             f"The API refuses what is sent, {self._canary.refusals} calls in a row, the last with "
             f"{self._last_refusal.rstrip('.')}. Nothing of it was applied, and no row is taken as rejected. "
-            "Mend the configuration ([columns], [wire], api.call), declare such rows invalid (time.not_before, ...), raise "
-            "delivery.canary_calls if so many bad rows in a row are possible, or abandon them.",
+            "Mend the configuration ([columns], [wire], api.call), declare such rows invalid (time.not_before, ...), "
+            "raise delivery.canary_calls if so many bad rows in a row are possible, or abandon them.",
         )
 
     def _stop(self, code: ExitCode, reason: str, resume_after_s: float | None = None) -> None:
