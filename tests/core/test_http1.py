@@ -130,3 +130,18 @@ def test_bytes_beyond_the_reply_end_the_connection() -> None:
     reader = ReplyReader(b"PUT", 100)
     assert reader.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\n") is not None
     assert reader.keep_for_s is None
+
+
+@given(
+    data=st.sampled_from(sorted(REPLIES)),
+    mutations=st.lists(st.tuples(st.integers(0, 90), st.binary(max_size=2)), max_size=4),
+    cuts=st.lists(st.integers(0, 90), max_size=2),
+)
+def test_mutated_bytes_are_a_reply_or_a_broken_one(
+    data: bytes, mutations: list[tuple[int, bytes]], cuts: list[int]
+) -> None:
+    """Never another exception, in whatever pieces the rubbish comes."""
+    raw = bytearray(data)
+    for place, put in mutations:
+        raw[place : place + 1] = put
+    assert isinstance(read(bytes(raw), cuts), RawReply | str)

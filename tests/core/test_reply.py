@@ -228,3 +228,33 @@ def test_a_retry_after_date_counts_from_now() -> None:
     """The wall clock is passed in."""
     when = (NOW + timedelta(seconds=30)).strftime("%a, %d %b %Y %H:%M:%S GMT")
     assert verdict(503, headers={"retry-after": when}).retry_after_s == 30
+
+
+VALID = [
+    b'{"statusCode": 200, "tid": "dedc2983-4666-4641-8047-61250a878f89"}',
+    b'{"statusCode": 200, "errors": [{"index": 1, "message": "no url"}]}',
+    b'[{"statusCode": 200}, {"statusCode": 400, "message": "no url"}]',
+    b'{"statusCode": 400, "message": "Bad Input Parameter"}',
+]
+
+
+@given(
+    st.sampled_from(VALID),
+    st.lists(st.tuples(st.integers(0, 70), st.integers(0, 255), st.sampled_from(["set", "drop", "add"])), max_size=4),
+    st.sampled_from([200, 204, 400, 429, 500]),
+)
+def test_a_mutated_reply_acknowledges_only_what_it_still_says(
+    valid: bytes, mutations: list[tuple[int, int, str]], status: int
+) -> None:
+    """Whatever is changed: no exception, and an acknowledgement only where a whole `statusCode` of 2xx stands."""
+    raw = bytearray(valid)
+    for place, byte, kind in mutations:
+        at = min(place, len(raw) - 1)
+        raw[at : at + (kind != "add")] = b"" if kind == "drop" else bytes([byte])
+    found = verdict(status, raw=bytes(raw), interactions=2)
+    fates = {each.fate for each in found.each} or {found.fate}
+    if Fate.ACKNOWLEDGED in fates:
+        assert 200 <= status < 300
+        content = json.loads(bytes(raw))
+        parts = content if isinstance(content, list) else [content]
+        assert any(200 <= int(part["statusCode"]) < 300 for part in parts)
