@@ -5,7 +5,7 @@ fingerprints only, never rows.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,12 +23,14 @@ class Intake(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def take_in(given: Sequence[Path], job: JobFile) -> Intake:
+def take_in(given: Sequence[Path], job: JobFile, *, unfinished: Collection[int] = ()) -> Intake:
     """Sort out what was named on the command line: files, directories, globs.
 
+    Of an export of the loads `unfinished` the content decides; of others equal size and mtime spare the reading.
     Raises: ExportError for a path that is missing and unknown, or known with other content.
     """
     by_path = {export.path: export for load in job.loads for export in load.exports}
+    open_paths = {export.path for load in job.loads if load.load in unfinished for export in load.exports}
     known_sizes = {export.size for export in by_path.values()}
     known_paths = {export.sha256: Path(export.path) for export in by_path.values()}
     found, warnings = _find(given, by_path)
@@ -38,7 +40,7 @@ def take_in(given: Sequence[Path], job: JobFile) -> Intake:
     for path in found:
         known = by_path.get(str(path))
         if known is not None:
-            must_be_unchanged(path, known)
+            must_be_unchanged(path, known, surely=str(path) in open_paths)
             named[path] = None
             continue
         size = path.stat().st_size
@@ -66,10 +68,13 @@ def _find(given: Sequence[Path], by_path: dict[str, Export]) -> tuple[list[Path]
     return list(found), warnings
 
 
-def must_be_unchanged(path: Path, known: Export) -> None:
-    """Raises: ExportError where the file is no longer what was staged. Equal size and mtime spare the reading."""
+def must_be_unchanged(path: Path, known: Export, *, surely: bool) -> None:
+    """Raises: ExportError where the file is no longer what was staged.
+
+    Unless it must be `surely` known, equal size and mtime spare the reading.
+    """
     status = path.stat()
-    if status.st_size == known.size and status.st_mtime_ns == known.mtime_ns:
+    if not surely and status.st_size == known.size and status.st_mtime_ns == known.mtime_ns:
         return
     if status.st_size == known.size and exports.fingerprint(path).sha256 == known.sha256:
         return

@@ -44,7 +44,7 @@ from backfill.core.window import day_begins_at, takes_s
 from backfill.core.window import opens_at as window_opens_at
 from backfill.core.window import parse as parse_window
 from backfill.deliver import Stop, deliver
-from backfill.intake import Intake, must_be_unchanged, take_in
+from backfill.intake import must_be_unchanged, take_in
 from backfill.settle import LoadOnDisk, settle
 
 __all__ = ["Order", "Stop", "execute"]
@@ -127,8 +127,6 @@ class _Execution:
         if not self._order.exports and not self._job.loads:  # every earlier execution was refused
             raise Unusable(_nothing_to_go_on_with(self._state.path))
         self._sweep()
-        intake = take_in(self._order.exports, self._job)
-        self._warnings += intake.warnings
         with Journal(self._state.path / "journal.db") as journal:
             journal.begin(
                 command="run",
@@ -141,7 +139,7 @@ class _Execution:
             )
             self._execution = journal.execution
             try:
-                summary = self._work(journal, intake)
+                summary = self._work(journal)
             except BackfillError as error:
                 self._end(journal, error.exit_code)
                 raise
@@ -153,9 +151,12 @@ class _Execution:
             journal.end(exit_code=code, at_ms=time.time_ns() // 1_000_000)
             self._write_status(code)
 
-    def _work(self, journal: Journal, intake: Intake) -> Summary:
-        new = self._unfreeze_changed(journal, intake.new)
+    def _work(self, journal: Journal) -> Summary:
         unfinished = [load for load in self._job.loads if not self._is_finished(journal, load.load)]
+        intake = take_in(self._order.exports, self._job, unfinished={load.load for load in unfinished})
+        self._warnings += intake.warnings
+        new = self._unfreeze_changed(journal, unfinished, intake.new)
+        unfinished = [load for load in unfinished if load in self._job.loads]
         if unfinished or new:
             self._order.credentials.require()
             self._look_at_the_clock(journal)
@@ -197,11 +198,13 @@ class _Execution:
     def _is_arranged(folder: Path) -> bool:
         return all(staging.is_arranged(folder, piece.piece) for piece in staging.read_manifest(folder).pieces)
 
-    def _unfreeze_changed(self, journal: Journal, new: tuple[Path, ...]) -> tuple[Path, ...]:
+    def _unfreeze_changed(
+        self, journal: Journal, unfinished: Sequence[Load], new: tuple[Path, ...]
+    ) -> tuple[Path, ...]:
         """Compare the frozen keys of unfinished loads. A load that nothing was sent of is spooled again."""
-        for load in list(self._job.loads):
+        for load in unfinished:
             changed = differences(load.config, frozen(self._config))
-            if not changed or self._is_finished(journal, load.load):
+            if not changed:
                 continue
             paths = [Path(export.path) for export in load.exports]
             untouched = journal.newest_move(load.load, 0, LAST_REQUEST) == 0
@@ -211,7 +214,7 @@ class _Execution:
                     "Put them back until it is finished, then change them."
                 )
             for path, export in zip(paths, load.exports, strict=True):
-                must_be_unchanged(path, export)
+                must_be_unchanged(path, export, surely=True)
             self._warnings.append(
                 f"Load {load.load}, of which nothing was sent, is staged again: {'; '.join(changed)}."
             )

@@ -104,6 +104,18 @@ def test_a_known_file_with_other_content_is_refused(folder: Path, content: str) 
     assert "new name" in message
 
 
+def test_of_an_unfinished_load_the_content_decides(folder: Path) -> None:
+    """An edit that keeps size and mtime is found while rows are unsent; afterwards the file need not be read again."""
+    june = written(folder / "june.csv")
+    job = knowing([june])
+    before = june.stat()
+    june.write_text(june.read_text().replace("00:00:00", "23:59:59"))
+    os.utime(june, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert take_in([june], job).new == ()
+    with pytest.raises(ExportError, match="other content"):
+        take_in([june], job, unfinished={1})
+
+
 def test_one_changed_file_stops_all_new_ones(folder: Path) -> None:
     """Before anything is sent, wherever in the list it stands."""
     june = written(folder / "june.csv")
