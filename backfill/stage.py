@@ -55,7 +55,7 @@ def spool(
             properties=spooling.properties,
             invalid_parts=spooling.invalid_parts,
         )
-    except BaseException:
+    except BaseException:  # whatever it was (polars panics are no Exception), half a load must not stay; it goes on up
         staging.discard(folder)
         raise
     staging.write_manifest(folder, manifest)

@@ -179,11 +179,6 @@ def read_manifest(folder: Path) -> Manifest:
         raise _damaged(path) from error
 
 
-def is_staged(folder: Path) -> bool:
-    """Whether the load was spooled to its end."""
-    return (folder / "manifest.json").is_file()
-
-
 def is_arranged(folder: Path, piece: int) -> bool:
     return _requests(folder, piece).is_file()
 
@@ -321,7 +316,7 @@ def _whole(path: Path) -> Iterator[Path]:
         yield partial
         _sync(partial)
         partial.rename(path)
-    except BaseException:
+    except BaseException:  # whatever it was, a polars panic included, no partial file stays; it goes on up
         partial.unlink(missing_ok=True)
         raise
 

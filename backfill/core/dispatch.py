@@ -155,10 +155,6 @@ class Dispatch:
     def in_the_air(self) -> int:
         return len(self._flights)
 
-    def share(self, now_s: float) -> float:
-        """Of the budget, what is granted at present."""
-        return self._throttle.share(now_s)
-
     @property
     def wake_at_s(self) -> float:
         """When a Tick is due at the latest, if nothing else happens; infinity where time alone changes nothing."""

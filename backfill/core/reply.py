@@ -69,16 +69,11 @@ def read(
         embedded is not None and 200 <= embedded < 300
     )
     if not 200 <= status < 300:
-        fate, cause = _fate_of_status(status, unapplied_statuses)
-        if says_applied and fate not in (Fate.REDIRECTED, Fate.UNCLEAR):
-            fate, cause = Fate.UNCLEAR, "unrecognised"  # "nothing was applied" and "it was": who knows?
-        return Verdict(
-            fate=fate,
-            http_status=status,
-            cause=cause,
-            words=_words(content),
-            retry_after_s=retry_after_s(headers.get("retry-after"), now) if fate is Fate.UNAPPLIED else None,
-        )
+        found = _of_status(status, headers, content, unapplied_statuses, now)
+        if says_applied and found.fate not in (Fate.REDIRECTED, Fate.UNCLEAR):
+            # "Nothing was applied" and "it was": who knows?
+            return Verdict(fate=Fate.UNCLEAR, http_status=status, cause="unrecognised", words=found.words)
+        return found
     if results is not None:
         return _of_results(results, _tid(content), unapplied_statuses)
     if _names_errors(content):
@@ -89,10 +84,17 @@ def read(
         return Verdict(fate=Fate.UNCLEAR, http_status=status, cause="unrecognised")
     if 200 <= embedded < 300:
         return Verdict(fate=Fate.ACKNOWLEDGED, http_status=status, cause="acknowledged", tid=_tid(content))
-    fate, cause = _fate_of_status(embedded, unapplied_statuses)
+    return _of_status(embedded, headers, content, unapplied_statuses, now)
+
+
+def _of_status(
+    status: int, headers: Mapping[str, str], content: object, unapplied_statuses: Collection[int], now: datetime
+) -> Verdict:
+    """What a status says that acknowledges nothing, be it HTTP's or the body's."""
+    fate, cause = _fate_of_status(status, unapplied_statuses)
     return Verdict(
         fate=fate,
-        http_status=embedded,
+        http_status=status,
         cause=cause,
         words=_words(content),
         retry_after_s=retry_after_s(headers.get("retry-after"), now) if fate is Fate.UNAPPLIED else None,
