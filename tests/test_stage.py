@@ -188,7 +188,7 @@ def report(progress):
     print(progress.phase, flush=True)
 folder, june = Path(sys.argv[1]), Path(sys.argv[2])
 print("ready", flush=True)
-if not staging.is_staged(folder):
+if not (folder / "manifest.json").exists():
     stage.spool([june], WITH_TID, folder, load=1, now=NOW, report=report, stopped=lambda: False)
     print("spooled", flush=True)
 stage.arrange(folder, WITH_TID, report=report, stopped=lambda: False)
