@@ -19,10 +19,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self, TypeVar
 
-from backfill.core.errors import StorageError
+from backfill.core.errors import BackfillError, StorageError, Unusable
 from backfill.core.lifecycle import MOVES, STATE_OF_PARTS, Move, Part, Recorded, Standing, State
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+_MIGRATIONS = {
+    1: "ALTER TABLE execution ADD COLUMN note TEXT;"
+    "ALTER TABLE execution ADD COLUMN place TEXT;"
+    "ALTER TABLE execution ADD COLUMN inode INTEGER;"
+}
+"""What makes a journal of each earlier version one of the next. Moves are never rewritten."""
 
 _SCHEMA = """
 CREATE TABLE execution (
@@ -35,7 +42,10 @@ CREATE TABLE execution (
     settings TEXT NOT NULL,
     shape TEXT NOT NULL,
     first_move INTEGER NOT NULL,
-    exit_code INTEGER
+    exit_code INTEGER,
+    note TEXT,
+    place TEXT,
+    inode INTEGER
 );
 CREATE TABLE part (
     load INTEGER NOT NULL,
@@ -74,7 +84,8 @@ CREATE TABLE move (
 CREATE INDEX move_of_request ON move (load, request);
 """
 # execution.shape: what the API's answers depend on (tenant, call, wire form, columns), as one word; first_move: the
-# number of its first move, if it made any.
+# number of its first move, if it made any; note: why someone decided (`resolve --note`);
+# place, inode: which file this journal was then, so that a copy can be told from the original.
 # part: every part that has left `planned`, and the planned children of a split; the present state, for resuming.
 # move: everything that ever happened, in order, never changed; part can be made from it, and `verify` does so.
 # Times are epoch milliseconds, UTC.
@@ -127,17 +138,16 @@ class Journal:
 
     @classmethod
     def existing(cls, path: Path) -> Self:
-        """Opens a journal that must be there. Raises: StorageError where it is not, or as the constructor does."""
-        if not path.exists():
-            raise StorageError(f"There is no journal at {path}. Without it nobody can say what was sent.")
-        return cls(path)
+        """Opens a journal that must be there. Raises: StorageError where it is not; else as the constructor."""
+        return cls(path, must_exist=True)
 
-    def __init__(self, path: Path) -> None:
-        """Opens the journal, making it where there is none.
+    def __init__(self, path: Path, *, must_exist: bool = False) -> None:
+        """Opens the journal, making it where there is none; one of an earlier version becomes one of ours.
 
-        Raises: StorageError where it is damaged, of another version, or cannot be written.
+        Raises: StorageError where it is damaged or cannot be written, Unusable for one of a later version.
         """
         self._path = path
+        self._must_exist = must_exist
         self.execution = 0
         self._failure: StorageError | None = None
         self._queue: queue.SimpleQueue[_Commit | _Query | None] = queue.SimpleQueue()
@@ -156,18 +166,21 @@ class Journal:
         at_ms: int,
         shape: str = "",
         resend: bool = False,
+        note: str | None = None,
     ) -> int:
         """Start an execution. Returns how many parts a dead execution left in flight.
 
         They are in doubt from now on; with `resend` they are planned again, marked. `shape`: one word for all that
-        the API's answers depend on.
+        the API's answers depend on. `note`: what a person wants to be remembered of it.
         """
+
+        here = self._path.resolve()
 
         def run(connection: sqlite3.Connection) -> int:
             cursor = connection.execute(
-                "INSERT INTO execution (started_at, pid, host, command, settings, shape, first_move) "
-                "VALUES (?, ?, ?, ?, ?, ?, (SELECT coalesce(max(id), 0) + 1 FROM move))",
-                (at_ms, pid, host, command, json.dumps(settings), shape),
+                "INSERT INTO execution (started_at, pid, host, command, settings, shape, note, place, inode, "
+                "first_move) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT coalesce(max(id), 0) + 1 FROM move))",
+                (at_ms, pid, host, command, json.dumps(settings), shape, note, str(here), here.stat().st_ino),
             )
             self.execution = int(cursor.lastrowid or 0)
             lost = [
@@ -181,6 +194,29 @@ class Journal:
             return len(lost)
 
         return self._ask(run)
+
+    def must_be_original(self) -> None:
+        """Asked before `begin`. Raises: Unusable for a copy whose original is still there: both would send the same
+        rows. A journal that was moved, or came back from a backup, is nobody's copy.
+        """
+        last = self._ask(
+            lambda connection: connection.execute(
+                "SELECT place, inode FROM execution WHERE place IS NOT NULL ORDER BY id DESC LIMIT 1"
+            ).fetchone()
+        )
+        if last is None:
+            return
+        place, inode = Path(last[0]), int(last[1])
+        try:
+            # Another file by now, or ours by another path (a bind mount), is no original.
+            if place.stat().st_ino != inode or place.samefile(self._path):
+                return
+        except OSError:
+            return
+        raise Unusable(
+            f"{self._path.parent} is a copy of {place.parent}, which is still there: both would send the same rows. "
+            f"Go on with {place.parent}, or remove it (or rename it) if the copy shall go on in its place."
+        )
 
     def refusals_in_a_row(self) -> int:
         """Refused calls (400, 413, 422) since the last acknowledgement, or since ever."""
@@ -338,6 +374,30 @@ class Journal:
             )
         )
 
+    def is_unapplied(self, load: int) -> bool:
+        """Whether nothing of a load may have been applied and nobody has decided anything of it.
+
+        It may have been sent and refused, or not have come through: such parts are planned again.
+        """
+        return self._ask(
+            lambda connection: (
+                connection.execute(
+                    "SELECT 1 FROM part WHERE load = ? AND (state NOT IN ('planned', 'split') OR maybe_duplicate) "
+                    "LIMIT 1",
+                    (load,),
+                ).fetchone()
+                is None
+            )
+        )
+
+    def highest_request(self, load: int) -> int:
+        """The highest number of a request of this load that ever moved, 0 if none did."""
+        return self._ask(
+            lambda connection: int(
+                connection.execute("SELECT coalesce(max(request), 0) FROM move WHERE load = ?", (load,)).fetchone()[0]
+            )
+        )
+
     def settled_interactions(self, load: int) -> int:
         """Interactions of a load that no execution will send any more unless someone decides so."""
         return self._ask(
@@ -381,8 +441,8 @@ class Journal:
 
     def _write(self, opened: "Future[None]") -> None:
         try:
-            connection = _open(self._path)
-        except StorageError as error:
+            connection = _open(self._path, must_exist=self._must_exist)
+        except BackfillError as error:
             opened.set_exception(error)
             return
         opened.set_result(None)
@@ -424,12 +484,15 @@ class Journal:
             commit.on_durable(self._failure)
 
     def _answer(self, connection: sqlite3.Connection, query: _Query) -> None:
+        if self._failure is not None:  # a disk that failed once is not written to again, even if it would now
+            query.result.set_exception(self._failure)
+            return
         try:
             connection.execute("BEGIN")
             result = query.run(connection)
             connection.execute("COMMIT")
         except sqlite3.Error as error:
-            self._failure = self._failure or _failure(self._path, error)
+            self._failure = _failure(self._path, error)
             _roll_back(connection)
             query.result.set_exception(self._failure)
         except Exception as error:  # noqa: BLE001 - a bug: it belongs to whoever asked, the thread must live on
@@ -537,24 +600,56 @@ def _all_moved(written: int, moves: Sequence[Recorded]) -> None:
         )
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def _open(path: Path, *, must_exist: bool) -> sqlite3.Connection:
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite itself would use the umask
+        # SQLite itself would use the umask for a new file.
+        os.close(os.open(path, os.O_RDWR | (0 if must_exist else os.O_CREAT) | os.O_CLOEXEC, 0o600))
+        path.chmod(0o600)
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
-            connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
-        elif version != SCHEMA_VERSION:
-            raise StorageError(
-                f"The journal {path} has version {version}; this backfill reads version {SCHEMA_VERSION}. "
-                "Use the version of backfill that wrote it."
-            )
+    except FileNotFoundError:
+        raise _lost(path, "is not there") from None
     except (sqlite3.Error, OSError) as error:
         raise _failure(path, error) from error
+    try:
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        version = _version(connection, path, must_exist=must_exist)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        _bring_up_to_date(connection, version)
+    except BaseException as error:
+        connection.close()  # which takes back a migration that did not come to its end
+        if isinstance(error, sqlite3.Error):
+            raise _failure(path, error) from error
+        raise
     return connection
+
+
+def _version(connection: sqlite3.Connection, path: Path, *, must_exist: bool) -> int:
+    """Asked before anything is written, so that a journal that is refused stays as it is."""
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    if version > SCHEMA_VERSION:
+        raise Unusable(
+            f"The journal {path} was written by a later version of backfill (format {version}, this one knows "
+            f"{SCHEMA_VERSION}). Install that version again, or choose another --state."
+        )
+    if version == 0 and must_exist:
+        raise _lost(path, "is empty")
+    return version
+
+
+def _bring_up_to_date(connection: sqlite3.Connection, version: int) -> None:
+    """Makes the tables, or migrates them version by version, in one transaction: a kill leaves the version before."""
+    if version == SCHEMA_VERSION:
+        return
+    steps = _SCHEMA if version == 0 else "".join(_MIGRATIONS[each] for each in range(version, SCHEMA_VERSION))
+    connection.executescript(f"BEGIN IMMEDIATE;{steps}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+
+
+def _lost(path: Path, what: str) -> StorageError:
+    return StorageError(
+        f"The journal {path} {what}. Without it nobody can say what was sent. Restore it from a backup; do not begin "
+        "anew, or rows would be sent again."
+    )
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:

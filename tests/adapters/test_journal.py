@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import sqlite3
 import stat
@@ -14,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from backfill.adapters import journal as journal_module
 from backfill.adapters.journal import SCHEMA_VERSION, Journal
-from backfill.core.errors import StorageError
-from backfill.core.lifecycle import Move, Part, Recorded, State
+from backfill.core.errors import StorageError, Unusable
+from backfill.core.lifecycle import Move, Part, Recorded, State, halves
 
 WHOLE = Part(7, 0, 100)
 
@@ -193,6 +195,27 @@ def test_the_newest_move_tells_whether_anything_happened(journal: Journal) -> No
     assert journal.newest_move(1, 0, 100) == newest
 
 
+def test_a_load_is_unapplied_while_all_that_was_sent_of_it_is_planned_again(journal: Journal) -> None:
+    """Refused, not come through, divided: nothing was applied. In flight, in doubt, fated or decided: who knows."""
+    assert (journal.is_unapplied(1), journal.highest_request(1)) == (True, 0)
+    left, right = halves(WHOLE)
+    commit(journal, [move(WHOLE, Move.INTENT)])
+    assert not journal.is_unapplied(1)
+    commit(journal, [move(WHOLE, Move.DIVIDED, http_status=400, into=(left, right))])
+    assert journal.is_unapplied(1)
+    commit(journal, [move(left, Move.INTENT, 2)])
+    commit(journal, [move(left, Move.UNAPPLIED, 2)])
+    assert (journal.is_unapplied(1), journal.highest_request(1)) == (True, WHOLE.request)
+    commit(journal, [move(left, Move.INTENT, 3)])
+    commit(journal, [move(left, Move.UNCLEAR, 3)])
+    assert not journal.is_unapplied(1)
+    commit(journal, [move(left, Move.DECIDED_RESEND, 3)])
+    assert not journal.is_unapplied(1), "planned again, but it may have been applied"
+    commit(journal, [move(right, Move.DECIDED_ABANDON)])
+    assert not journal.is_unapplied(1)
+    assert journal.is_unapplied(2)
+
+
 def test_settled_interactions_are_those_that_nobody_will_send(journal: Journal) -> None:
     """Doubt counts as settled: only a decision changes it."""
     commit(journal, [move(Part(number, 0, 10), Move.INTENT) for number in range(1, 5)])
@@ -221,19 +244,100 @@ def test_a_damaged_journal_is_refused_with_the_remedy(path: Path) -> None:
     assert path.read_bytes().startswith(b"This is not")
 
 
-def test_a_journal_of_another_version_is_refused(path: Path) -> None:
-    """Both versions are named."""
+def test_a_journal_of_a_later_version_is_refused(path: Path) -> None:
+    """Both versions are named, and the file stays as it was."""
     with Journal(path):
         pass
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
-    with pytest.raises(StorageError, match=f"version {SCHEMA_VERSION + 1}.*version {SCHEMA_VERSION}"):
+    with pytest.raises(Unusable, match=f"format {SCHEMA_VERSION + 1}.*knows {SCHEMA_VERSION}"):
         Journal(path)
+    assert version(path) == SCHEMA_VERSION + 1
+
+
+VERSION_1 = """
+CREATE TABLE execution (id INTEGER PRIMARY KEY, started_at INTEGER NOT NULL, ended_at INTEGER, pid INTEGER NOT NULL,
+    host TEXT NOT NULL, command TEXT NOT NULL, settings TEXT NOT NULL, shape TEXT NOT NULL,
+    first_move INTEGER NOT NULL, exit_code INTEGER);
+CREATE TABLE part (load INTEGER NOT NULL, request INTEGER NOT NULL, first INTEGER NOT NULL, count INTEGER NOT NULL,
+    state TEXT NOT NULL, attempts INTEGER NOT NULL, http_status INTEGER, cause TEXT, reason TEXT, tid TEXT,
+    maybe_duplicate INTEGER NOT NULL DEFAULT 0, sent_at INTEGER, settled_at INTEGER, execution INTEGER,
+    PRIMARY KEY (load, request, first, count)) WITHOUT ROWID;
+CREATE INDEX part_in_flight ON part (state) WHERE state = 'in_flight';
+CREATE TABLE move (id INTEGER PRIMARY KEY, load INTEGER NOT NULL, request INTEGER NOT NULL, first INTEGER NOT NULL,
+    count INTEGER NOT NULL, move TEXT NOT NULL, attempt INTEGER NOT NULL, http_status INTEGER, cause TEXT, reason TEXT,
+    tid TEXT, parts TEXT, execution INTEGER NOT NULL, at INTEGER NOT NULL);
+CREATE INDEX move_of_request ON move (load, request);
+INSERT INTO execution VALUES (1, 5, 6, 7, 'host', 'run', '{}', 'shape', 1, 75);
+INSERT INTO part VALUES (1, 7, 0, 2, 'in_flight', 1, NULL, NULL, NULL, NULL, 0, 1000, NULL, 1);
+INSERT INTO move VALUES (1, 1, 7, 0, 2, 'intent', 1, NULL, NULL, NULL, NULL, NULL, 1, 1000);
+PRAGMA user_version = 1;
+"""
+"""A journal as version 1 wrote it, its process killed with one request in flight."""
+
+
+def version(path: Path) -> int:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def write_version_1(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript(VERSION_1)
+
+
+def test_a_journal_of_an_earlier_version_is_migrated(path: Path) -> None:
+    """What it knows stays known, its open intent becomes doubt, and a note can be kept."""
+    write_version_1(path)
+    with Journal(path, must_exist=True) as journal:
+        assert journal.begin(command="resolve", settings={}, pid=1, host="here", at_ms=1, note="asked Ada") == 1
+        assert states(journal) == {Part(7, 0, 2): State.IN_DOUBT}
+        assert [each.move for each, _, _ in journal.moves(1, 7, 7)] == [Move.INTENT, Move.LOST]
+    assert version(path) == SCHEMA_VERSION
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT id, note FROM execution").fetchall() == [(1, None), (2, "asked Ada")]
+
+
+def test_a_migrated_journal_has_the_tables_of_a_new_one(path: Path, tmp_path: Path) -> None:
+    """Migrations and schema are two tellings of the same thing."""
+    write_version_1(path)
+    for each in (path, tmp_path / "new.db"):
+        with Journal(each):
+            pass
+    old, new = (columns(each) for each in (path, tmp_path / "new.db"))
+    assert old == new
+
+
+def columns(path: Path) -> list[tuple[object, ...]]:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return connection.execute(
+            'SELECT tables.name, columns.name, columns.type, columns."notnull", columns.pk FROM sqlite_master tables, '
+            "pragma_table_info(tables.name) columns WHERE tables.type = 'table' ORDER BY 1, 2"
+        ).fetchall()
+
+
+def test_a_migration_that_fails_leaves_the_journal_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a migration would be worse than none."""
+    write_version_1(path)
+    broken = "ALTER TABLE execution ADD COLUMN note TEXT;ALTER TABLE nowhere ADD COLUMN note TEXT;"
+    monkeypatch.setattr(journal_module, "_MIGRATIONS", {1: broken})
+    with pytest.raises(StorageError, match="nowhere"):
+        Journal(path)
+    assert version(path) == 1
+    assert ("execution", "note") not in {each[:2] for each in columns(path)}
+
+
+def test_an_empty_journal_is_a_lost_one_where_there_must_be_one(path: Path) -> None:
+    """Cut down to nothing by a broken disk, it must not begin anew and send everything again."""
+    path.touch()
+    with pytest.raises(StorageError, match=r"is empty.*do not begin anew"):
+        Journal.existing(path)
+    assert path.stat().st_size == 0
 
 
 def test_a_missing_journal_is_not_made_for_a_reader(path: Path) -> None:
     """`verify` must not turn a lost journal into an empty one."""
-    with pytest.raises(StorageError, match="no journal"):
+    with pytest.raises(StorageError, match="is not there"):
         Journal.existing(path)
     assert not path.exists()
 
@@ -384,3 +488,43 @@ def test_a_vendor_that_confirms_takes_the_mark_away(journal: Journal) -> None:
     assert journal.standings(1, 7, 7)[0].maybe_duplicate
     commit(journal, [move(WHOLE, Move.DECIDED_NOT_DELIVERED, attempt=2)])
     assert not journal.standings(1, 7, 7)[0].maybe_duplicate
+
+
+def test_a_copy_is_refused_while_its_original_is_there(tmp_path: Path) -> None:
+    """Two of the same job would send the same rows; once the original is gone, the copy goes on."""
+    original, copy = tmp_path / "a" / "journal.db", tmp_path / "b" / "journal.db"
+    for path in (original, copy):
+        path.parent.mkdir()
+    with Journal(original) as journal:
+        journal.must_be_original()
+        begin(journal)
+    shutil.copy2(original, copy)
+    with (
+        Journal(copy) as journal,
+        pytest.raises(Unusable, match=r"b is a copy of .*a, which is still there.*remove it"),
+    ):
+        journal.must_be_original()
+    with Journal(original) as journal:
+        journal.must_be_original()
+    original.rename(tmp_path / "elsewhere.db")
+    with Journal(copy) as journal:
+        journal.must_be_original()
+
+
+def test_a_moved_or_linked_journal_is_no_copy(tmp_path: Path) -> None:
+    """Nor is one of which a backup was put back in its place."""
+    first, second = tmp_path / "a" / "journal.db", tmp_path / "b" / "journal.db"
+    first.parent.mkdir()
+    with Journal(first) as journal:
+        begin(journal)
+    backup = first.read_bytes()
+    first.parent.rename(second.parent)
+    first.parent.symlink_to(second.parent)
+    for path in (second, first):
+        with Journal(path) as journal:
+            journal.must_be_original()
+            begin(journal)
+    second.unlink()
+    second.write_bytes(backup)
+    with Journal(second) as journal:
+        journal.must_be_original()
