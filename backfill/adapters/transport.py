@@ -9,6 +9,18 @@ vendor) can tell whether it was applied. Where we cannot be certain, it is `NoRe
 httpx sits on pools that may send a request again, or report the same error before and after the first byte, so
 an exception's class proves nothing there. Built on asyncio protocols and not on streams: a future per exchange,
 one timer, one write, no task.
+
+Proxies. An https address is reached through a tunnel (CONNECT), and TLS inside it is with the address, never with the
+proxy; a http address is asked for at the proxy with its target in full. What the two errors count is bytes of the
+request handed to our own kernel, whoever holds the other end. So:
+
+- Whatever fails up to and with TLS inside the tunnel is `NotSent`: CONNECT names the address and carries nothing else.
+- From then on a tunnel is like any connection: a request that entered it has left, also if it never came out.
+- At a forwarding proxy everything after the connection to it counts as handed over. Its own 502 or 504 is a reply
+  like any other, and proves nothing about what it had passed on before.
+- "closed_before_sending" may be trusted behind a proxy as well. It rests on what our kernel showed before the first
+  write, or on its refusal of that write as a whole, and on no word of the peer: bytes that never left us cannot have
+  been passed on.
 """
 
 import asyncio
@@ -20,9 +32,30 @@ from typing import Literal, NamedTuple, Self
 
 import httpx
 
-from backfill.core.http1 import FRAMING, BrokenReply, RawReply, ReplyReader, RequestHead, request_bytes, request_head
+from backfill.core.http1 import (
+    FRAMING,
+    BrokenReply,
+    RawReply,
+    ReplyReader,
+    RequestHead,
+    forwarded,
+    request_bytes,
+    request_head,
+)
+from backfill.core.proxy import Proxies, Proxy, refusal
 
-NotSentCause = Literal["dns", "refused", "unreachable", "tls", "connect_timeout", "closed_before_sending", "cancelled"]
+NotSentCause = Literal[
+    "dns",
+    "refused",
+    "unreachable",
+    "tls",
+    "untrusted",
+    "connect_timeout",
+    "proxy_refused",
+    "proxy_credentials",
+    "closed_before_sending",
+    "cancelled",
+]
 NoReplyCause = Literal["closed", "reset", "timeout", "malformed", "too_large"]
 
 _MAX_KEEP_ALIVE_S = 60.0
@@ -41,12 +74,27 @@ _LOOP_TURNS = 8
 """Turns of the event loop for reading what TLS has pending before a send; session tickets take two."""
 
 
+_NO_COMMON_TLS = frozenset(
+    (
+        "NO_PROTOCOLS_AVAILABLE",
+        "RECORD_LAYER_FAILURE",
+        "TLSV1_ALERT_PROTOCOL_VERSION",
+        "UNSUPPORTED_PROTOCOL",
+        "WRONG_SSL_VERSION",
+        "WRONG_VERSION_NUMBER",
+    )
+)
+"""OpenSSL's reasons that say: this peer speaks no TLS, or none that is new enough."""
+
+
 class NotSent(httpx.TransportError):
     """No byte of the request was handed to a socket. Sending it again is safe.
 
-    cause: "dns", "refused", "unreachable" (or any other failure to open a socket), "tls", "connect_timeout",
-    "closed_before_sending" (the peer's end was seen, or the kernel refused the first send), "cancelled" (the
-    transport was closed).
+    cause: "dns", "refused", "unreachable" (or any other failure to open a socket), "tls", "untrusted" (no TLS that can
+    be trusted, and there never was with this peer: no wait mends it), "connect_timeout", "proxy_refused" (no tunnel),
+    "proxy_credentials" (none before they are mended), "closed_before_sending" (the peer's end was seen, or the kernel
+    refused the first send), "cancelled" (the transport was closed).
+    The message says what happened, where, and what to look at.
     """
 
     def __init__(self, message: str, *, cause: NotSentCause) -> None:
@@ -98,6 +146,7 @@ class Connection(asyncio.Protocol):
         "_checked_out",
         "_ended",
         "_first_send_tells",
+        "_forward",
         "_last",
         "_loop",
         "_peek",
@@ -108,10 +157,18 @@ class Connection(asyncio.Protocol):
         "_timer",
         "_waiter",
         "origin",
+        "peer",
     )
 
-    def __init__(self, pool: "Transport", origin: Origin, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, pool: "Transport", origin: Origin, loop: asyncio.AbstractEventLoop, proxy: Proxy | None = None
+    ) -> None:
+        """`proxy`: the one between us and `origin`, by tunnel or to pass on each request."""
         self.origin = origin
+        self.peer = str(origin) if proxy is None else f"{origin} (through {proxy})"
+        self._forward: tuple[bytes, str | None] | None = None
+        if proxy is not None and not self.secure:
+            self._forward = (f"{origin.scheme}://{origin}".encode("ascii"), proxy.authorization)
         self._pool = pool
         self._loop = loop
         self._socket: asyncio.Transport | None = None
@@ -144,7 +201,7 @@ class Connection(asyncio.Protocol):
         try:
             reply = self._reader.feed(data)
         except BrokenReply as error:
-            self._fail(NoReply(f"{self.origin}: {error}.", cause=error.cause, status_code=error.status_code))
+            self._fail(NoReply(f"{self.peer}: {error}.", cause=error.cause, status_code=error.status_code))
         else:
             if reply is not None:
                 self._succeed(reply)
@@ -157,7 +214,7 @@ class Connection(asyncio.Protocol):
         try:
             reply = self._reader.end()
         except BrokenReply as error:
-            self._fail(NoReply(f"{self.origin}: {error}.", cause=error.cause, status_code=error.status_code))
+            self._fail(NoReply(f"{self.peer}: {error}.", cause=error.cause, status_code=error.status_code))
         else:
             if reply is not None:
                 self._succeed(reply)
@@ -170,7 +227,7 @@ class Connection(asyncio.Protocol):
             cause: NoReplyCause = "closed" if exc is None else "reset"
             self._fail(
                 NoReply(
-                    f"{self.origin} {'closed' if exc is None else 'reset'} the connection after the request was "
+                    f"{self.peer} {'closed' if exc is None else 'reset'} the connection after the request was "
                     "sent and before its reply was whole.",
                     cause=cause,
                     status_code=self._reader.status_code,
@@ -237,7 +294,7 @@ class Connection(asyncio.Protocol):
         """Hand the request over; the future gives its reply. Raises: NotSent, then the connection is closed."""
         if self._reader is not None or not self._checked_out:
             raise RuntimeError("A connection carries one exchange at a time, and only while it is checked out.")
-        data = request_bytes(head, body)
+        data = request_bytes(head if self._forward is None else forwarded(head, *self._forward), body)
         out = self._socket
         if out is None or self._ended or out.is_closing() or not self._looks_alive():
             raise self._refuse("had closed the connection before the request was sent")
@@ -290,13 +347,13 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, what: str) -> NotSent:
         self.abort()
-        return NotSent(f"{self.origin} {what}.", cause="closed_before_sending")
+        return NotSent(f"{self.peer} {what}.", cause="closed_before_sending")
 
     def _time_out(self, timeout_s: float) -> None:
         assert self._reader is not None
         self._fail(
             NoReply(
-                f"{self.origin} gave no whole reply within {timeout_s:g} s.",
+                f"{self.peer} gave no whole reply within {timeout_s:g} s.",
                 cause="timeout",
                 status_code=self._reader.status_code,
             )
@@ -350,10 +407,12 @@ class Transport(httpx.AsyncBaseTransport):
         timeout_s: float = 60.0,
         idle_s: float = 4.0,
         max_reply_bytes: int = 1 << 20,
+        proxies: Proxies | None = None,
     ) -> None:
-        """connect_timeout_s covers DNS, TCP and TLS together; timeout_s the whole exchange, however slow it drips.
+        """connect_timeout_s covers DNS, TCP, a proxy's tunnel and TLS together; timeout_s the whole exchange, however
+        slow it drips.
 
-        idle_s: 4, since many servers close after 5 (uvicorn, Node, Apache).
+        idle_s: 4, since many servers close after 5 (uvicorn, Node, Apache). proxies: default, none.
         ssl_context: default, the system's authorities. Raises: ValueError for one that verifies nothing.
         """
         if ssl_context is not None and (
@@ -365,7 +424,9 @@ class Transport(httpx.AsyncBaseTransport):
         self._timeout_s = timeout_s
         self._idle_s = idle_s
         self._max_reply_bytes = max_reply_bytes
+        self._proxies = Proxies() if proxies is None else proxies
         self._idle: dict[Origin, list[Connection]] = {}
+        self._trusted: set[Origin] = set()  # with whom TLS was agreed on once
         self._open: set[Connection] = set()
         self._reaper: asyncio.TimerHandle | None = None
         self._shut = False
@@ -456,37 +517,31 @@ class Transport(httpx.AsyncBaseTransport):
 
     async def _connect(self, origin: Origin, timeout_s: float) -> Connection:
         self._must_be_open()
-        loop = asyncio.get_running_loop()
-        secure = origin.scheme == "https"
-        if secure and self._ssl_context is None:
-            self._ssl_context = ssl.create_default_context()
-            self._ssl_context.set_alpn_protocols(["http/1.1"])
+        opening = _Opening(self, origin, self._proxies.route(*origin), timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(self, origin, loop),
-                    origin.host,
-                    origin.port,
-                    ssl=self._ssl_context if secure else None,
-                    server_hostname=origin.host if secure else None,
-                    ssl_handshake_timeout=timeout_s + 1 if secure else None,  # so that ours is the one that rings
-                    # Cancelled in the very moment of success, asyncio's race (3.11 to 3.13) leaves its socket to the
-                    # garbage collector; without the race, a host with a dead IPv6 address would never be reached.
-                    happy_eyeballs_delay=_EYEBALLS_S,
-                )
+                connection = await opening.connection(self._tls() if origin.scheme == "https" else None)
         except TimeoutError as exc:
-            raise NotSent(f"{origin} could not be reached within {timeout_s:g} s.", cause="connect_timeout") from exc
+            raise opening.timed_out() from exc
         except (OSError, UnicodeError) as exc:
-            raise _not_connected(origin, exc, secure) from exc
+            raise opening.failed(exc) from exc
+        if connection.secure:
+            self._trusted.add(origin)
         self._must_be_open()
         if not connection.usable:
-            raise NotSent(f"{origin} closed the connection at once.", cause="closed_before_sending")
+            raise NotSent(f"{connection.peer} closed the connection at once.", cause="closed_before_sending")
         try:
             connection.attach()
         except OSError as exc:
             connection.abort()
-            raise _not_connected(origin, exc, secure=False) from exc
+            raise opening.failed(exc) from exc
         return connection
+
+    def _tls(self) -> ssl.SSLContext:
+        if self._ssl_context is None:
+            self._ssl_context = ssl.create_default_context()
+            self._ssl_context.set_alpn_protocols(["http/1.1"])
+        return self._ssl_context
 
     def _must_be_open(self) -> None:
         if self._shut:
@@ -532,22 +587,167 @@ class Transport(httpx.AsyncBaseTransport):
         self._reaper = loop.call_later(self._idle_s, self._reap) if any(self._idle.values()) else None
 
 
-def _not_connected(origin: Origin, exc: OSError | UnicodeError, secure: bool) -> NotSent:
-    """Say in one word and one sentence why there is no connection."""
-    if isinstance(exc, socket.gaierror | UnicodeError):
-        return NotSent(f"The host name {origin.host!r} could not be resolved.", cause="dns")
-    if isinstance(exc, ssl.SSLError):
-        reason = getattr(exc, "verify_message", None) or exc.reason or "the handshake failed"
-        return NotSent(f"{origin} offers no TLS that can be trusted: {reason}.", cause="tls")
-    # Several addresses tried: asyncio keeps only the texts, "Multiple exceptions: [Errno 111] ..., [Errno 101] ..."
-    numbers = {exc.errno} if exc.errno else {int(number) for number in re.findall(r"\[Errno (\d+)\]", str(exc))}
-    if numbers == {errno.ECONNREFUSED}:
-        return NotSent(f"{origin} refused the connection.", cause="refused")
-    if numbers <= {errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, errno.ENOTCONN}:
-        if secure:
-            return NotSent(f"{origin} ended the connection during the TLS handshake.", cause="tls")
-        return NotSent(f"{origin} closed the connection at once.", cause="closed_before_sending")
-    if numbers == {errno.ETIMEDOUT}:
-        return NotSent(f"{origin} could not be reached in time.", cause="connect_timeout")
-    names = ", ".join(sorted(errno.errorcode.get(number, str(number)) for number in numbers))
-    return NotSent(f"{origin} could not be reached ({names or type(exc).__name__}).", cause="unreachable")
+# ------------------------------------------------------------------------------------------------ opening
+
+
+class _Opening:
+    """The way to a new connection, and a plain word on where it ended. One for each connection."""
+
+    def __init__(self, pool: Transport, origin: Origin, proxy: Proxy | None, timeout_s: float) -> None:
+        self._pool = pool
+        self._origin = origin
+        self._proxy = proxy
+        self._timeout_s = timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._in_tls = False
+        self._asking: Proxy | None = None  # while it owes us an answer to CONNECT
+
+    async def connection(self, context: ssl.SSLContext | None) -> Connection:
+        """`context`: for TLS with the origin. Raises: NotSent, OSError, UnicodeError."""
+        if self._proxy is not None and context is not None:
+            return await self._through_tunnel(self._proxy, context)
+        host, port = self._origin[1:] if self._proxy is None else (self._proxy.host, self._proxy.port)
+        self._in_tls = context is not None
+        _, connection = await self._loop.create_connection(
+            self._new,
+            host,
+            port,
+            ssl=context,
+            server_hostname=self._origin.host if context else None,
+            ssl_handshake_timeout=self._timeout_s + 1 if context else None,  # so that ours is the one that rings
+            # Cancelled in the very moment of success, asyncio's race (3.11 to 3.13) leaves its socket to the
+            # garbage collector; without the race, a host with a dead IPv6 address would never be reached.
+            happy_eyeballs_delay=_EYEBALLS_S,
+        )
+        return connection
+
+    def _new(self) -> Connection:
+        return Connection(self._pool, self._origin, self._loop, self._proxy)
+
+    async def _through_tunnel(self, proxy: Proxy, context: ssl.SSLContext) -> Connection:
+        raw, tunnel = await self._loop.create_connection(
+            lambda: _Tunnel(proxy, self._origin, self._loop), proxy.host, proxy.port, happy_eyeballs_delay=_EYEBALLS_S
+        )
+        connection = self._new()
+        try:
+            self._asking = proxy
+            await tunnel.answer
+            self._asking = None
+            self._in_tls = True
+            secure = await self._loop.start_tls(
+                raw,
+                connection,
+                context,
+                server_hostname=self._origin.host,
+                ssl_handshake_timeout=self._timeout_s + 1,
+            )
+        except BaseException:
+            raw.abort()
+            raise
+        assert secure is not None
+        connection.connection_made(secure)
+        return connection
+
+    # -- what to say
+
+    @property
+    def _peer(self) -> str:
+        """Who was being waited for."""
+        if self._proxy is None:
+            return str(self._origin)
+        return f"{self._origin} (through {self._proxy})" if self._in_tls else self._proxy.subject
+
+    @property
+    def _look_at(self) -> str:
+        if self._proxy is not None and not self._in_tls:
+            return f"Check {self._proxy.variable} and the network; name the host in NO_PROXY if it needs no proxy."
+        return "Check the address and the network; where only a proxy leads out, name it in HTTPS_PROXY."
+
+    def timed_out(self) -> NotSent:
+        what = f"{self._peer} could not be reached within {self._timeout_s:g} s."
+        if self._asking is not None:
+            what = f"{self._peer} opened no tunnel to {self._origin} within {self._timeout_s:g} s."
+        return NotSent(f"{what} {self._look_at}", cause="connect_timeout")
+
+    def failed(self, exc: OSError | UnicodeError) -> NotSent:
+        """Say in one word and a few sentences why there is no connection."""
+        if isinstance(exc, socket.gaierror | UnicodeError):
+            host = self._origin.host if self._proxy is None else self._proxy.host
+            return NotSent(f"The host name {host!r} could not be resolved. {self._look_at}", cause="dns")
+        if isinstance(exc, ssl.SSLError):
+            reason = getattr(exc, "verify_message", None) or (exc.reason or "the handshake failed").replace("_", " ")
+            lasting = isinstance(exc, ssl.SSLCertVerificationError) or exc.reason in _NO_COMMON_TLS
+            known = self._origin in self._pool._trusted  # then it may be one bad machine among several good ones
+            return NotSent(
+                f"{self._peer} offers no TLS that can be trusted: {reason.rstrip('.')}. Check the address, and name "
+                "its authority in api.ca_bundle if this machine does not know it.",
+                cause="untrusted" if lasting and not known else "tls",
+            )
+        # Several addresses tried: asyncio keeps only the texts, "Multiple exceptions: [Errno 111] ..., [Errno 101] ..."
+        numbers = {exc.errno} if exc.errno else {int(number) for number in re.findall(r"\[Errno (\d+)\]", str(exc))}
+        if numbers == {errno.ECONNREFUSED}:
+            return NotSent(f"{self._peer} refused the connection. {self._look_at}", cause="refused")
+        if numbers <= {errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, errno.ENOTCONN}:
+            if self._in_tls:
+                return NotSent(
+                    f"{self._peer} ended the connection during the TLS handshake. {self._look_at}", cause="tls"
+                )
+            return NotSent(f"{self._peer} closed the connection at once.", cause="closed_before_sending")
+        if numbers == {errno.ETIMEDOUT}:
+            return NotSent(f"{self._peer} could not be reached in time. {self._look_at}", cause="connect_timeout")
+        names = ", ".join(sorted(errno.errorcode.get(number, str(number)) for number in numbers))
+        return NotSent(
+            f"{self._peer} could not be reached ({names or type(exc).__name__}). {self._look_at}", cause="unreachable"
+        )
+
+
+class _Tunnel(asyncio.Protocol):
+    """Asks a proxy for a tunnel. `answer` is done once there is one. Raises: NotSent, through `answer`."""
+
+    def __init__(self, proxy: Proxy, origin: Origin, loop: asyncio.AbstractEventLoop) -> None:
+        self._proxy = proxy
+        self._authority = str(origin)
+        self._reader = ReplyReader(b"CONNECT", 0)  # a page that comes with a refusal is not read
+        self.answer: asyncio.Future[None] = loop.create_future()
+        # Nobody may be left to hear a refusal; asyncio would then report it as a forgotten error.
+        self.answer.add_done_callback(lambda answer: answer.cancelled() or answer.exception())
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        headers = [("host", self._authority)]
+        if self._proxy.authorization is not None:
+            headers.append(("proxy-authorization", self._proxy.authorization))
+        transport.write(request_head("CONNECT", self._authority, headers).prefix + b"\r\n")
+
+    def data_received(self, data: bytes) -> None:
+        if self.answer.done():
+            return
+        broken = False
+        try:
+            self._reader.feed(data)
+        except BrokenReply:
+            broken = True
+        status = self._reader.status_code
+        if status is not None and not 200 <= status < 300:
+            cause, message = refusal(self._proxy, self._authority, status)
+            self.answer.set_exception(NotSent(message, cause=cause))
+        elif broken or (status is not None and self._reader.beyond):
+            self._no("answered with something else than HTTP")
+        elif status is not None:
+            self.answer.set_result(None)
+
+    def eof_received(self) -> None:
+        self._no("ended the connection")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._no("ended the connection")
+
+    def _no(self, what: str) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(
+                NotSent(
+                    f"{self._proxy.subject} {what} when asked for a tunnel to {self._authority}. Check "
+                    f"{self._proxy.variable}: is there an HTTP proxy?",
+                    cause="proxy_refused",
+                )
+            )

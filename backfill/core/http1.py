@@ -96,6 +96,15 @@ def request_bytes(head: RequestHead, body: bytes) -> bytes:
     return b"%scontent-length: %d\r\n\r\n%s" % (head.prefix, len(body), body)
 
 
+def forwarded(head: RequestHead, origin: bytes, authorization: str | None) -> RequestHead:
+    """The same request for a proxy that is to pass it on: the target in full, and what the proxy alone may read."""
+    method = len(head.method) + 1
+    prefix = head.prefix[:method] + origin + head.prefix[method:]
+    if authorization is not None:
+        prefix += b"proxy-authorization: %s\r\n" % authorization.encode("ascii")
+    return head._replace(prefix=prefix)
+
+
 _KEEP_ALIVE_TIMEOUT = re.compile(rb"(?:^|[,\s])timeout\s*=\s*\"?([0-9]{1,9})", re.IGNORECASE)
 
 
@@ -150,6 +159,11 @@ class ReplyReader:
     def status_code(self) -> int | None:
         return self._head[0] if self._head is not None else None
 
+    @property
+    def beyond(self) -> bool:
+        """Bytes came that belong to no reply."""
+        return bool(self._connection.trailing_data[0])
+
     def _next_events(self) -> RawReply | None:
         connection = self._connection
         while True:
@@ -167,7 +181,7 @@ class ReplyReader:
                 assert self._head is not None
                 reusable = connection.our_state is h11.DONE and connection.their_state is h11.DONE
                 # Bytes beyond the reply that nobody asked for: the connection is not to be trusted.
-                if reusable and not connection.trailing_data[0]:
+                if reusable and not self.beyond:
                     self.keep_for_s = _announced_s(self._head[1])
                 return RawReply(self._head[0], self._head[1], b"".join(self._body))
             elif event is h11.NEED_DATA or event is h11.PAUSED or isinstance(event, h11.ConnectionClosed):
