@@ -15,6 +15,7 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
 from backfill.core.config import Wire
+from backfill.core.masking import MAX_READ, NONE, Secrets, masked
 
 
 class Fate(StrEnum):
@@ -217,10 +218,10 @@ def _embedded_status(content: object) -> int | None:
     return None
 
 
-def _names_errors(content: object) -> bool:
+def _names_errors(content: object, depth: int = 0) -> bool:
     """Whether the body lists errors beside its status, or within its parts."""
     if isinstance(content, list):
-        return any(_names_errors(item) for item in content)
+        return any(_names_errors(item, depth + 1) for item in content) if depth < _DEEPEST else bool(content)
     if isinstance(content, dict):
         return any(bool(content.get(name)) for name in ("errors", "error"))
     return False
@@ -231,59 +232,79 @@ def _tid(content: object) -> str | None:
     return raw if isinstance(raw, str) and raw else None
 
 
-MAX_WORDS = 300
-"""Characters shown: enough for a sentence of the API; more would be a page."""
-
-MAX_WORDS_READ = 4_000
-"""Characters masked. More than are shown, so that no value is cut in two before it can be recognised."""
-
-
 def _words(content: object) -> str | None:
     """The API's own sentence about a refusal."""
     said = " | ".join(dict.fromkeys(_sentences(content)))
-    return said[:MAX_WORDS_READ] or None
+    return said[:MAX_READ] or None
 
 
-def _sentences(content: object) -> Iterator[str]:
+_DEEPEST = 20
+"""Levels of a body that are looked into. A deeper one is a trap for whoever follows it."""
+
+
+def _sentences(content: object, depth: int = 0) -> Iterator[str]:
+    if depth > _DEEPEST:
+        return
     if isinstance(content, list):
         for item in content[:10]:
-            yield from _sentences(item)
+            yield from _sentences(item, depth + 1)
     elif isinstance(content, dict):
         for name in ("message", "error", "error_description", "errors", "detail", "reason"):
             value = content.get(name)
             if isinstance(value, str):
                 yield " ".join(value.split())
             elif isinstance(value, list | dict):
-                yield from _sentences(value)
+                yield from _sentences(value, depth + 1)
     elif isinstance(content, str):
         yield " ".join(content.split())
 
 
-def masked(words: str, sent: bytes) -> str:
-    """The API's words without what they repeat of the request, cut to MAX_WORDS.
+def discreet(verdict: Verdict, *, sent: bytes, tid: str | None = None, secrets: Secrets = NONE) -> Verdict:
+    """The verdict as it may be kept and shown: its words without what they repeat of the request or of a secret.
 
-    `sent` is the request's JSON. Every text or number in it of three characters or more is replaced by `***`; shorter
-    ones would only mask parts of words. Names of fields stay, since they say what is wrong.
+    `sent`: the request's JSON; `tid`: the one that stood in its address. Names of fields stay, since they say what is
+    wrong. A tid that only repeats the request's, or a secret, is dropped.
     """
-    try:
-        content = json.loads(sent)
-    except (ValueError, RecursionError):
-        return "(words withheld: they could not be told from the request's)"
-    for value in sorted({" ".join(value.split()) for value in _values(content)}, key=len, reverse=True):
-        if len(value) >= 3:
-            words = words.replace(value, "***")
-    return words[:MAX_WORDS]
-
-
-def without_values(verdict: Verdict, sent: bytes) -> Verdict:
-    """The verdict with its words masked: from here on they may be kept and shown."""
-    if verdict.words is None and not verdict.each:
+    if verdict.words is None and verdict.tid is None and not verdict.each:
         return verdict
+    try:
+        content = json.loads(sent) if _speaks(verdict) else None
+    except (ValueError, RecursionError):
+        return _kept(verdict, None, tid, secrets)
+    names = {name.lower() for name in _names(content)}
+    values = {value for value in [*_values(content), tid or ""] if value.lower() not in names}
+    return _kept(verdict, values, tid, secrets)
+
+
+def _speaks(verdict: Verdict) -> bool:
+    return verdict.words is not None or any(_speaks(each) for each in verdict.each)
+
+
+def _kept(verdict: Verdict, values: set[str] | None, tid: str | None, secrets: Secrets) -> Verdict:
+    """Without `values` no words are kept."""
+    words = verdict.words
+    if words is not None:
+        words = WITHHELD if values is None else masked(words, values, secrets)
+    kept = verdict.tid
+    if kept is not None and (kept == tid or secrets.within(kept)):
+        kept = None
     return replace(
-        verdict,
-        words=None if verdict.words is None else masked(verdict.words, sent),
-        each=tuple(without_values(each, sent) for each in verdict.each),
+        verdict, words=words, tid=kept, each=tuple(_kept(each, values, tid, secrets) for each in verdict.each)
     )
+
+
+WITHHELD = "(words withheld: they could not be told from the request's)"
+
+
+def _names(content: object) -> Iterator[str]:
+    """Of the elements of an interaction."""
+    if isinstance(content, dict):
+        yield from content
+        for value in content.values():
+            yield from _names(value)
+    elif isinstance(content, list):
+        for item in content:
+            yield from _names(item)
 
 
 def _values(content: object) -> Iterator[str]:

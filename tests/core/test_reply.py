@@ -1,6 +1,7 @@
 """The reply table of the design, section 3, by plain values."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backfill.core.config import Wire
-from backfill.core.reply import MAX_WORDS, Fate, Verdict, masked, read, retry_after_s
+from backfill.core.masking import Secrets
+from backfill.core.reply import WITHHELD, Fate, Verdict, discreet, read, retry_after_s
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -205,19 +207,6 @@ def test_no_reply_is_an_exception_and_rubbish_never_acknowledges(status: int, ra
     assert verdict(status, raw=raw).fate is not Fate.ACKNOWLEDGED
 
 
-def test_words_are_masked_before_they_are_cut() -> None:
-    """No customer's value reaches the journal, also where the cut would have halved it."""
-    key = "jane.doe@example.org"
-    sent = json.dumps(
-        [{"customerKey": key, "url": "api://shop/buy", "properties": [{"name": "plan", "value": "gold"}]}]
-    )
-    words = "x" * (MAX_WORDS - 5) + key + " api://shop/buy property plan: gold"
-    shown = masked(words, sent.encode())
-    assert len(shown) == MAX_WORDS
-    assert "jane" not in shown
-    assert masked("property plan: gold is wrong", sent.encode()) == "property plan: *** is wrong"
-
-
 def test_the_words_of_a_refusal_are_read() -> None:
     """From an object, a list of errors or a nested error."""
     assert verdict(400, {"statusCode": 400, "message": "url is\n missing"}).words == "url is missing"
@@ -258,3 +247,47 @@ def test_a_mutated_reply_acknowledges_only_what_it_still_says(
         content = json.loads(bytes(raw))
         parts = content if isinstance(content, list) else [content]
         assert any(200 <= int(part["statusCode"]) < 300 for part in parts)
+
+
+SENT = json.dumps(
+    [
+        {
+            "customerKey": "jane.doe@example.org",
+            "customerKeyName": "customerkey",
+            "url": "api://shop/buy",
+            "properties": [{"name": "plan", "value": "gold"}],
+        }
+    ]
+).encode()
+
+
+def test_words_are_kept_without_values_and_secrets() -> None:
+    """Those of the whole and of each interaction; the names of elements and properties stay."""
+    words = "customerKey jane.doe@example.org of api://shop/buy: plan gold; Bearer tok-4711-4711"
+    said = Verdict(fate=Fate.REFUSED, http_status=400, cause="refused", words=words)
+    kept = discreet(replace(said, each=(said,)), sent=SENT, secrets=Secrets("tok-4711-4711"))
+    assert kept.words == "customerKey *** of ***: plan ***; Bearer ***"
+    assert kept.each[0].words == kept.words
+
+
+def test_words_about_an_unreadable_request_are_withheld() -> None:
+    """What cannot be told from a customer's value is not kept."""
+    said = Verdict(fate=Fate.REFUSED, http_status=400, cause="refused", words="jane")
+    assert discreet(said, sent=b"{").words == WITHHELD
+
+
+def test_a_tid_is_kept_unless_it_repeats_something() -> None:
+    """The request's own stands in the staged rows already; a secret is no tid."""
+    said = Verdict(fate=Fate.ACKNOWLEDGED, http_status=200, cause="acknowledged", tid="t-1")
+    assert discreet(said, sent=SENT, tid=None).tid == "t-1"
+    assert discreet(said, sent=SENT, tid="t-1").tid is None
+    assert discreet(replace(said, tid="x tok-4711-4711"), sent=SENT, secrets=Secrets("tok-4711-4711")).tid is None
+
+
+@pytest.mark.parametrize("depth", [30, 500, 900, 980, 100_000])
+@pytest.mark.parametrize("nest", [("[", "]"), ('{"errors":', "}"), ('{"errors":[', "]}")])
+def test_a_deep_body_is_no_exception(depth: int, nest: tuple[str, str]) -> None:
+    """Whoever follows it to its ground would run out of stack."""
+    raw = (nest[0] * depth + nest[1] * depth).encode()
+    assert verdict(400, raw=raw).fate is Fate.REFUSED
+    assert verdict(200, raw=raw).fate is Fate.UNCLEAR
