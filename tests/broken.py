@@ -3,15 +3,21 @@
 python -m tests.broken VARIANT run ...     the command line with one mistake in it
 """
 
+import os
+import signal
 import sqlite3
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from backfill.adapters import staging
 from backfill.adapters.journal import Journal, OnDurable
 from backfill.cli import main
 from backfill.core import events as d
 from backfill.core.dispatch import Dispatch
 from backfill.core.lifecycle import Move, Recorded
+from backfill.core.reply import Fate, Verdict
+from backfill.repeats import Repeats
 
 
 def no_intent() -> None:
@@ -38,6 +44,27 @@ def no_intent() -> None:
     Journal._record = intents_first  # type: ignore[method-assign]
 
 
+def not_awaited() -> None:
+    """The intent is written at once, but the request does not wait for it: it is late by one commit, a millisecond."""
+    commit = Journal.commit
+
+    def eager(self: Journal, moves: Sequence[Recorded], at_ms: int, on_durable: OnDurable) -> None:
+        commit(self, moves, at_ms, lambda error: None)
+        on_durable(None)
+
+    Journal.commit = eager  # type: ignore[method-assign]
+
+
+def deaf() -> None:
+    """A commit that failed is taken for durable: only what the disk says of it is not heard."""
+    commit = Journal.commit
+
+    def hears_no_error(self: Journal, moves: Sequence[Recorded], at_ms: int, on_durable: OnDurable) -> None:
+        commit(self, moves, at_ms, lambda error: on_durable(None))
+
+    Journal.commit = hears_no_error  # type: ignore[method-assign]
+
+
 def forget_in_flight() -> None:
     """A restart takes what was in flight for planned, as if a crash proved that nothing was sent."""
     begin = Journal.begin
@@ -47,6 +74,18 @@ def forget_in_flight() -> None:
         return begin(self, **known)  # type: ignore[arg-type]
 
     Journal.begin = forgetful  # type: ignore[method-assign]
+
+
+def optimism() -> None:
+    """No reply is taken for an acknowledgement: the server "will have got it"."""
+    handle = Dispatch.handle
+
+    def hopeful(self: Dispatch, event: d.Event, now_s: float) -> list[d.Command]:
+        if isinstance(event, d.Unanswered):
+            event = d.Replied(event.part, Verdict(fate=Fate.ACKNOWLEDGED, http_status=200, cause="acknowledged"))
+        return handle(self, event, now_s)
+
+    Dispatch.handle = hopeful  # type: ignore[method-assign]
 
 
 def resend() -> None:
@@ -61,10 +100,50 @@ def resend() -> None:
     Dispatch.handle = hasty  # type: ignore[method-assign]
 
 
+def dies_after_remembering() -> None:
+    """No mistake: a kill between the moments in which a piece is remembered and in which it is there."""
+    remember = Repeats.remember
+
+    def last_act(self: Repeats, *known: Any) -> None:
+        remember(self, *known)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    Repeats.remember = last_act  # type: ignore[assignment, method-assign]
+
+
+def dies_when_arranged() -> None:
+    """No mistake: a kill as soon as a piece is there."""
+    write_piece = staging.write_piece
+
+    def last_act(*known: Any) -> None:
+        write_piece(*known)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    staging.write_piece = last_act  # type: ignore[assignment]
+
+
+def remembers_late() -> None:
+    """A piece is remembered only when it is there: killed in between, it is sent and never known again."""
+    Repeats.remember = lambda self, *known: None  # type: ignore[method-assign]
+    dies_when_arranged()
+
+
+def forgetful() -> None:
+    """Nothing is remembered: what stands in a later export as well is sent again."""
+    Repeats.remember = lambda self, *known: None  # type: ignore[method-assign]
+
+
 VARIANTS: dict[str, Callable[[], None]] = {
     "no_intent": no_intent,
+    "not_awaited": not_awaited,
+    "deaf": deaf,
     "forget_in_flight": forget_in_flight,
+    "optimism": optimism,
     "resend": resend,
+    "dies_after_remembering": dies_after_remembering,
+    "dies_when_arranged": dies_when_arranged,
+    "remembers_late": remembers_late,
+    "forgetful": forgetful,
 }
 
 if __name__ == "__main__":
