@@ -5,6 +5,8 @@ Source: API reference, "Available API Calls" and "Interaction Request Elements".
 
 from dataclasses import dataclass
 
+from backfill.core.limits import MAX_INTERACTIONS
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
@@ -15,6 +17,11 @@ class Call:
     many: bool
     historic: bool
     optimizations: bool
+
+    @property
+    def most(self) -> int:
+        """Interactions that one call takes at the most."""
+        return MAX_INTERACTIONS if self.many else 1
 
 
 CALLS: dict[str, Call] = {

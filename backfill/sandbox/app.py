@@ -21,15 +21,16 @@ from backfill.sandbox.checks import (
     Call,
     Fault,
     headers_fault,
-    interactions_of,
     parameter,
     query_fault,
     route,
 )
 from backfill.sandbox.connection import received_at_s, reset, transport_of
+from backfill.sandbox.handed_back import handed_back
 from backfill.sandbox.log import Log, Received
 from backfill.sandbox.misbehaviour import Answer, Hangup, Misbehaviour, Rubbish, Verdict
 from backfill.sandbox.tokens import Tokens
+from backfill.sandbox.wire import accepted as accepted_as
 
 TOKEN_PATH = "/one/oauth2token"  # noqa: S105 - a path
 
@@ -58,8 +59,18 @@ class _ClientGone(Exception):
 class Sandbox:
     """The ASGI application; one per process."""
 
-    def __init__(self, *, site_key: str | None, tokens: Tokens, misbehaviour: Misbehaviour, log: Log) -> None:
+    def __init__(
+        self,
+        *,
+        site_key: str | None,
+        tokens: Tokens,
+        misbehaviour: Misbehaviour,
+        log: Log,
+        wire: Mapping[str, str] | None = None,
+    ) -> None:
+        """`wire`: the form that is demanded, as `sandbox.wire` reads it."""
         self._site_key = site_key
+        self._wire = wire or {}
         self._tokens = tokens
         self._misbehaviour = misbehaviour
         self._log = log
@@ -164,14 +175,14 @@ class Sandbox:
         fault = query_fault(query, self._site_key) or headers_fault(headers)
         if fault is not None:
             return _refusal(fault)
-        accepted = interactions_of(call, body)
+        accepted = accepted_as(call, body, self._wire)
         if isinstance(accepted, Fault):
             return _refusal(accepted)
         request.interactions = len(accepted.interactions)
         tid = parameter(query, "tid")
-        document: dict[str, Any] = {"statusCode": 200, "tid": tid or str(uuid.uuid4())}
-        if call.optimizations:
-            document |= {"optimizations": [], "trackers": [], "captures": []}
+        document = {"statusCode": 200, "tid": tid or str(uuid.uuid4())} | handed_back(call)
+        if self._wire.get("acknowledged_by") == "http_status":
+            del document["statusCode"]
         return _Work(call, parameter(query, "sk") or "", tid, accepted, _json(200, document))
 
     def _apply(self, request: Received, work: "_Work") -> None:

@@ -82,7 +82,7 @@ def route(method: str, path: str) -> Call | Fault:
 
 
 def query_fault(query: bytes, site_key: str | None) -> Fault | None:
-    """Checks `sk`; `site_key` None takes any.
+    """Checks `sk` and `tid`; `site_key` None takes any.
 
     A missing key is bad input (400). A key of another Space than the credentials' is 403: nothing is wrong with its
     form, but the client "lacks permissions to perform operation" there.
@@ -92,6 +92,9 @@ def query_fault(query: bytes, site_key: str | None) -> Fault | None:
         return Fault(400, "Bad input parameter: `sk`, the site key, must be given once in the query.")
     if site_key is not None and given[0] != site_key:
         return Fault(403, "No permission: these credentials do not belong to the Space of this site key (`sk`).")
+    tids = [value for name, value in _pairs(query) if name == "tid"]
+    if len(tids) > 1 or (tids and not tids[0].strip()):
+        return Fault(400, "Bad input parameter: `tid`, where it is given, must be given once in the query, not blank.")
     return None
 
 
@@ -211,8 +214,9 @@ def _problem(interaction: Any, call: Call) -> str | None:
         left -= 1
 
     if left and get("device") is not None:
-        if not isinstance(interaction["device"], dict | list):
-            return "`device` must be an object or an array of name and value"
+        device = interaction["device"]
+        if device.__class__ is not dict and not _are_containers(device):
+            return "`device` must be an array of objects with name and value, or an object"
         left -= 1
     if left:
         return (
@@ -220,6 +224,13 @@ def _problem(interaction: Any, call: Call) -> str | None:
             " url, customerKey, customerKeyName, properties, device and timestamp"
         )
     return None
+
+
+def _are_containers(device: Any) -> bool:
+    """The reference's type says OBJECT, its description "an array of objects consisting of name/value pairs"."""
+    return device.__class__ is list and all(
+        one.__class__ is dict and one.keys() == {"name", "value"} and one["name"].__class__ is str for one in device
+    )
 
 
 def _timestamp_problem(timestamp: Any) -> str | None:

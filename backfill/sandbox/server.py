@@ -23,6 +23,7 @@ from backfill.sandbox.connection import Connection
 from backfill.sandbox.log import Log
 from backfill.sandbox.misbehaviour import Misbehaviour, parse_all
 from backfill.sandbox.tokens import Tokens
+from backfill.sandbox.wire import parse as parse_wire
 
 HOST = "127.0.0.1"
 
@@ -45,6 +46,8 @@ class Settings:
     """After so many calls a token is refused, whatever was said about its life."""
     misbehave: tuple[str, ...] = ()
     """Rules; the grammar stands in `backfill.sandbox.misbehaviour`."""
+    wire: tuple[str, ...] = ()
+    """The form that is demanded; the words stand in `backfill.sandbox.wire`."""
     seed: int = 0
     keep_alive_s: int = 5
     """An idle connection is closed after so long."""
@@ -58,9 +61,11 @@ def serve(settings: Settings) -> None:
     """Serves until SIGTERM, SIGINT or (`exit_with_parent`) the end of standard input.
 
     Prints one line on stdout once it listens: `{"base_url": "http://127.0.0.1:PORT", "pid": ..., "log": "..."}`.
-    Raises: ValueError for a rule that cannot be used; OSError where the port is taken or the folder not writable.
+    Raises: ValueError for a rule or a form that cannot be used; OSError where the port is taken or the folder not
+    writable.
     """
     misbehaviour = Misbehaviour(parse_all(settings.misbehave), seed=settings.seed)
+    wire = parse_wire(settings.wire)
     with _listening_on(settings.port) as sock, Log(settings.log) as log:
         app = Sandbox(
             site_key=settings.site_key,
@@ -73,6 +78,7 @@ def serve(settings: Settings) -> None:
             ),
             misbehaviour=misbehaviour,
             log=log,
+            wire=wire,
         )
         config = uvicorn.Config(
             cast("Any", app),

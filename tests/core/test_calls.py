@@ -13,3 +13,10 @@ def test_both_tables_say_the_same() -> None:
         (call.name, call.method, call.path, call.many, call.offline, call.optimizations) for call in checks.CALLS
     }
     assert len(ours) == 4
+
+
+def test_a_call_of_many_takes_a_hundred() -> None:
+    """As the sandbox has it, and the others one."""
+    assert {name: call.most for name, call in CALLS.items()} == {
+        call.name: checks.MAX_INTERACTIONS if call.many else 1 for call in checks.CALLS
+    }

@@ -74,11 +74,18 @@ def test_a_request_is_applied_and_acknowledged(running: Running) -> None:
     ],
 )
 def test_the_four_calls(running: Running, method: str, path: str, slash: str, offline: bool, many: bool) -> None:
-    """Each call of the reference is taken, with and without a trailing slash; only POST returns optimizations."""
+    """Each call of the reference is taken, with and without a trailing slash; only POST returns optimizations, only
+    what happens now has trackers and captures.
+    """
     one = interaction(timestamp=1 if offline else None)
     reply = running.client.request(method, f"{BASE}/{path}{slash}", json=[one] if many else one)
     assert reply.status_code == 200, reply.text
-    assert ("optimizations" in reply.json()) == (method == "POST")
+    assert reply.json().keys() == (
+        {"statusCode", "tid"}
+        | (set() if offline else {"trackers", "captures"})
+        | ({"optimizations"} if method == "POST" else set())
+    )
+    assert method != "POST" or len(reply.json()["optimizations"][0]["actions"]) > 1, "a collection of actions"
     assert running.applied()[-1]["interactions"] == [one]
 
 
@@ -98,6 +105,7 @@ GOOD: list[dict[str, object]] = [
     {"properties": []},
     {"properties": [{"name": "a", "value": True}, {"name": "b", "value": 1}, {"name": "c", "value": ""}]},
     {"device": [{"name": "ck", "value": "1234"}]},
+    {"device": {"ck": "1234"}},
 ]
 
 BAD: list[tuple[dict[str, object], str]] = [
@@ -123,6 +131,8 @@ BAD: list[tuple[dict[str, object], str]] = [
     ({"properties": [{"name": "a", "value": None}]}, "`properties` must have values"),
     ({"properties": [{"name": "a", "value": [1]}]}, "`properties` must have values"),
     ({"device": "phone"}, "`device` must be"),
+    ({"device": [{"name": "ck"}]}, "`device` must be"),
+    ({"device": ["phone"]}, "`device` must be"),
     ({"customer_key": "4711"}, "elements that are null, or none of"),
 ]
 
@@ -206,6 +216,14 @@ def test_a_missing_site_key_is_400_and_another_one_403(running: Running) -> None
     refused(running, httpx.put(url, json=[interaction()], headers=headers), 400, "`sk`")
     refused(running, httpx.put(f"{url}?sk=", json=[interaction()], headers=headers), 400, "`sk`")
     refused(running, httpx.put(f"{url}?sk=ONE-OTHER", json=[interaction()], headers=headers), 403, "Space")
+
+
+@pytest.mark.parametrize("tids", [[""], [" "], ["a", "b"]])
+def test_a_tid_is_given_once_and_not_blank(running: Running, tids: list[str]) -> None:
+    """Without one the reply assigns a new one; with one it names that; anything else is bad input."""
+    assert len(running.send([interaction()]).json()["tid"]) == 36
+    assert running.send([interaction()], params={"sk": SITE_KEY, "tid": "t-9"}).json()["tid"] == "t-9"
+    refused(running, running.send([interaction()], params={"tid": tids}), 400, "`tid`")
 
 
 @pytest.mark.parametrize("header", ["Content-Type", "dataMimeType"])
