@@ -8,7 +8,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,17 @@ SANDBOX_CREDENTIALS = Credentials(client_id="sandbox", client_secret="sandbox", 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What an execution was told: the configuration, judged, and the state directory."""
+    """What an execution was told: the configuration, judged, and the state directory.
+
+    `places`: where each key that was set came from; `file_by` and `state_by`: what chose the file and the state.
+    """
 
     config: RunConfig
     file: Path | None
     state: Path
+    places: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    file_by: str = ""
+    state_by: str = ""
 
 
 def choose(
@@ -71,7 +77,32 @@ def choose(
         config=config,
         file=file,
         state=find_state(state, environment, file=file, name=job_name(config.job.name, file), sandbox=sandbox),
+        places=given.places,
+        file_by=_file_by(config_file, environment, file),
+        state_by=_state_by(state, environment, file, config.job.name),
     )
+
+
+def _file_by(flag: Path | None, environment: Mapping[str, str], file: Path | None) -> str:
+    """What made `find_config` choose it."""
+    if flag is not None:
+        return "--config"
+    if environment.get("BACKFILL_CONFIG"):
+        return "BACKFILL_CONFIG"
+    if file is None:
+        return f"no --config, no BACKFILL_CONFIG, no {CONFIG_NAME} here or in an EXPORT directory"
+    return "in the working directory" if file == Path(CONFIG_NAME) else "in the EXPORT directory"
+
+
+def _state_by(flag: Path | None, environment: Mapping[str, str], file: Path | None, configured: str | None) -> str:
+    """What made `find_state` choose it."""
+    if flag is not None:
+        return "--state"
+    if environment.get("BACKFILL_STATE"):
+        return "BACKFILL_STATE"
+    beside = "in the working directory" if file is None else "beside the configuration"
+    named = "by job.name" if configured is not None else "by default" if file is None else "by the configuration's name"
+    return f"{beside}, named {named}"
 
 
 def locate_state(
@@ -138,7 +169,9 @@ def read_config(file: Path) -> tuple[dict[str, Any], dict[tuple[str, str], str]]
     except tomllib.TOMLDecodeError as error:
         # The message names line and column, but never the text there.
         raise ConfigurationError(f"{file} is no valid TOML: {error}. Mend that line.") from None
-    return raw, {key: f"{file}, line {line}" for key, line in _lines(text).items()}
+    # What stands inside another line, as in `api = { ... }`, is told with the file alone.
+    inside = {(section, key): str(file) for section, keys in raw.items() if isinstance(keys, Mapping) for key in keys}
+    return raw, inside | {key: f"{file}, line {line}" for key, line in _lines(text).items()}
 
 
 _HEADER = re.compile(r"\s*\[\s*([\w-]+)\s*(?:\.\s*([\w-]+)\s*)?\]")
@@ -224,6 +257,35 @@ def read_credentials(environment: Mapping[str, str]) -> Credentials:
             "Unset one of them, so that it is clear who sends."
         )
     return Credentials(client_id=client_id, client_secret=client_secret, token=token)
+
+
+SHORTEST_LEDGER_KEY = 16
+"""Characters. Customers' keys can be guessed, so a key that can be guessed too hides nobody."""
+
+
+def read_ledger_key(environment: Mapping[str, str]) -> str | None:
+    """What makes pseudonyms of customers' keys where ledger.customer_key is "hmac"; None where none is given.
+
+    Raises: ConfigurationError, which never repeats a value.
+    """
+    key = _secret(environment, "BACKFILL_LEDGER_KEY")
+    if key is not None and len(key) < SHORTEST_LEDGER_KEY:
+        raise ConfigurationError(
+            f"BACKFILL_LEDGER_KEY has less than {SHORTEST_LEDGER_KEY} characters, so that it could be guessed. Take a "
+            "random one, as `openssl rand -hex 32` makes."
+        )
+    return key
+
+
+SECRETS = ("BACKFILL_CLIENT_ID", "BACKFILL_CLIENT_SECRET", "BACKFILL_TOKEN", "BACKFILL_LEDGER_KEY")
+
+
+def where_secrets_are(environment: Mapping[str, str]) -> dict[str, str | None]:
+    """By name, where each secret comes from; None where it is absent. Never a value."""
+    return {
+        name: name if environment.get(name) else f"{name}_FILE" if environment.get(f"{name}_FILE") else None
+        for name in SECRETS
+    }
 
 
 def _secret(environment: Mapping[str, str], name: str) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from backfill.core.config import SECTIONS, RunConfig
+from backfill.core.config import SECTIONS, RunConfig, contradictions
 from backfill.core.errors import ConfigurationError
 from backfill.core.wording import listed, spelled
 
@@ -30,6 +30,8 @@ OTHER_NAMES = frozenset(
         "CLIENT_SECRET_FILE",
         "TOKEN",
         "TOKEN_FILE",
+        "LEDGER_KEY",
+        "LEDGER_KEY_FILE",
     )
 )
 """Environment names that the entry points read and that are no keys of the configuration."""
@@ -181,6 +183,10 @@ def parse(given: Given | Mapping[str, object]) -> RunConfig:
     except ValidationError as error:
         problems += _told(error.errors(include_url=False), given.places)
     else:
+        problems += [
+            f"{_name(section, key, given.places)} = {spelled(getattr(getattr(config, section), key))} {complaint}."
+            for section, key, complaint in contradictions(config)
+        ]
         if not problems:
             return config
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"

@@ -4,7 +4,7 @@ import tomllib
 
 import pytest
 
-from backfill.core.config import Columns, Constant, FromColumn, RunConfig, Template
+from backfill.core.config import Columns, Constant, FromColumn, Rows, RunConfig, Template
 from backfill.core.errors import ConfigurationError, ExitCode
 from backfill.core.settings import parse
 
@@ -110,6 +110,19 @@ REFUSED: list[tuple[str, str, object, str]] = [
     ("csv", "delimiter", "||", "one ASCII character"),
     ("csv", "delimiter", "\n", "one ASCII character"),
     ("csv", "quote", "»", "one ASCII character"),
+    ("csv", "quote", '""', "where quotes mean nothing"),
+    ("csv", "encoding", "utf-9", "no known encoding"),
+    ("csv", "encoding", "base64", "no known encoding"),
+    ("csv", "encoding", "idna", "no known encoding"),
+    ("csv", "header", False, "must be true, or the list"),
+    ("csv", "header", [], "must be true, or the list"),
+    ("csv", "header", ["a", ""], "must be true, or the list"),
+    ("csv", "header", ["a", "b", "a"], 'names the column "a" more than once'),
+    ("csv", "skip_lines", -1, "at least 0"),
+    ("csv", "skip_footer", -1, "at least 0"),
+    ("csv", "comment", "", "one to five ASCII characters"),
+    ("csv", "comment", "#\n", "one to five ASCII characters"),
+    ("csv", "null_values", "NULL", "must be a list"),
     ("rows", "max_rejected", "5", "a count of rows"),
     ("rows", "max_rejected", "101%", "a count of rows"),
     ("rows", "max_rejected", -1, "a count of rows"),
@@ -146,12 +159,21 @@ def test_a_wrong_value_is_told_with_key_and_remedy(section: str, key: str, value
     assert "Value error" not in message
 
 
+def test_the_call_of_one_may_have_a_small_budget_of_interactions() -> None:
+    """Less than 100 a second would starve the bulk call; a call of one it only paces."""
+    raw: dict[str, object] = {"api": {**API, "call": "interaction-offline"}, "budget": {"interactions_per_second": 0.5}}
+    assert parse(raw).budget.interactions_per_second == 0.5
+    assert "greater than 0" in refusal({**raw, "budget": {"interactions_per_second": 0}})
+
+
 @pytest.mark.parametrize(
     ("section", "keys", "said"),
     [
         ("time", {"not_before": "2024-02-01T00:00:00Z", "not_after": "2024-01-31T23:00:00-02:00"}, None),
         ("time", {"not_before": "2024-02-01T00:00:00Z", "not_after": "2024-01-01T00:00:00Z"}, "not_before lies after"),
         ("csv", {"delimiter": "'", "quote": "'"}, "same character"),
+        ("csv", {"delimiter": ";", "comment": ";-"}, "begins with the delimiter or the quote"),
+        ("csv", {"quote": "", "comment": "#"}, None),
         ("delivery", {"backoff_base_s": 100.0}, "larger than backoff_max_s"),
         ("wire", {"timestamp_field": "url"}, "differ from each other"),
         ("wire", {"address_field": "customerKey"}, "differ from each other"),
@@ -164,3 +186,14 @@ def test_keys_that_contradict_each_other(section: str, keys: dict[str, object], 
     else:
         assert f"[{section}] contradicts itself: " in (message := refusal({"api": API, section: keys}))
         assert said in message
+
+
+@pytest.mark.parametrize(
+    ("identity", "said"), [([], "identity"), (["a", "a"], '"a" more than once'), ([""], "none of them empty")]
+)
+def test_an_identity_names_columns(identity: list[str], said: str) -> None:
+    """At least one, each once: without any, all rows of a customer would be one interaction."""
+    with pytest.raises(ValueError, match=said):
+        Rows(identity=identity)
+    assert Rows(identity=["b", "a"]).identity == ["b", "a"]
+    assert Rows().identity is None

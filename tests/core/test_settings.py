@@ -115,11 +115,13 @@ def test_every_problem_is_told_at_once() -> None:
         "  timestamp stands outside a section: put it into [columns].\n"
         "  ledger is a section: write [ledger] on a line of its own, its keys below.\n"
         "  budget.requests (--set) is no known key. Did you mean requests_per_day?\n"
-        "  rows.csv (--set) is no known key. [rows] knows duplicates, max_rejected and customer_key_required.\n"
+        "  rows.csv (--set) is no known key. [rows] knows duplicates, max_rejected, customer_key_required, identity "
+        "and whole_number_keys.\n"
         "  api.site_key is missing: the site key of your MXO space. Write it into [api], or set "
         "BACKFILL_API_SITE_KEY.\n"
         '  api.timeout_s (june.toml, line 3) = "fast" must be a number.\n'
-        '  csv.delimiter (BACKFILL_CSV_DELIMITER) = ";;" must be one ASCII character, no line end.'
+        '  csv.delimiter (BACKFILL_CSV_DELIMITER) = ";;" must be one ASCII character, no line end: a tab is '
+        'written as "\\t".'
     )
 
 
