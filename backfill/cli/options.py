@@ -6,8 +6,6 @@ from typing import Any, TypeVar
 
 import click
 
-from backfill.core.settings import split_set
-
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _PATH = click.Path(path_type=Path)
@@ -43,6 +41,12 @@ def json(command: _F) -> _F:
 
 
 def _well_formed(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
+    if not texts:
+        return texts
+    from backfill.core.settings import (
+        split_set,
+    )  # with pydantic behind it, which a shell that completes must not wait for
+
     for text in texts:
         try:
             split_set(text)

@@ -14,6 +14,7 @@ from backfill.core.errors import ExitCode
 from backfill.core.summary import OUTCOMES, ExportCounts, Progress, Summary
 
 _EXPORTS_SHOWN = 10
+_EXPORTS_NAMED = 3
 
 # --------------------------------------------------------------------------------------------------------- summary
 
@@ -30,7 +31,9 @@ _HEADLINES = {
 
 
 def summary_text(summary: Summary) -> str:
-    """The account of an execution, in about ten lines: what happened, the equation, the ledger, what to do next."""
+    """The account of an execution, in five lines where all went well: what happened, what it cost, the equation, the
+    ledger, what to do next. Single exports are named where one of them is the reason of the exit code.
+    """
     outcomes = {name: summary.count(name) for name in OUTCOMES}
     lines = [_HEADLINES.get(summary.exit_code, f"Ended with exit code {int(summary.exit_code)}.")]
     if summary.stopped:
@@ -38,20 +41,20 @@ def summary_text(summary: Summary) -> str:
     if summary.resume_after:
         lines.append(f"         Not before {summary.resume_after}.")
     lines += [
-        f"Sent     {_many(summary.requests, 'call')} in {duration(summary.duration_s)} (execution {summary.execution})",
+        f"Sent     {many(summary.requests, 'call')} in {duration(summary.duration_s)} (execution {summary.execution})",
         f"Account  {equation(summary.read, outcomes)}",
     ]
     if summary.remaining_calls:
-        calls, takes = _many(summary.remaining_calls, "call"), duration(summary.remaining_s)
+        calls, takes = many(summary.remaining_calls, "call"), duration(summary.remaining_s)
         lines.append(f"Left     {summary.count('unsent'):,} rows, about {calls}, {takes} at the budget")
     if not summary.balanced:
         lines.append("         This does not add up. Do not trust it; run `backfill verify`, and report it as a bug.")
-    if len(summary.exports) > 1:
+    if len(summary.exports) > 1 and summary.exit_code is not ExitCode.COMPLETE:
         lines += _exports(summary.exports)
     lines.append(f"Ledger   {summary.ledger}")
     if summary.not_taken:
-        lines.append(f"Keep     {_listed(summary.not_taken)}: not taken yet, the next execution needs them")
-    lines += _labelled("Next", next_steps(summary.exit_code, summary.state, in_doubt=outcomes["in_doubt"]))
+        lines.append(f"Keep     {listed(summary.not_taken)}: not taken yet, the next execution needs them")
+    lines += labelled("Next", next_steps(summary.exit_code, summary.state, outcomes))
     return "\n".join(lines) + "\n"
 
 
@@ -60,19 +63,21 @@ def equation(read: int, outcomes: Mapping[str, int]) -> str:
     return f"read {read:,} = " + " + ".join(f"{_words(name)} {outcomes.get(name, 0):,}" for name in OUTCOMES)
 
 
-def next_steps(code: ExitCode, state: str, *, in_doubt: int = 0) -> list[str]:
-    """What a person should do after this exit code."""
+def next_steps(code: ExitCode, state: str, outcomes: Mapping[str, int]) -> list[str]:
+    """What a person should do after this exit code, with these rows."""
     at = f"--state {shlex.quote(state)}"
     see_doubt = (
-        f"Rows in doubt are not sent again by themselves. See them with `backfill ledger {at} --outcome in_doubt` and "
-        "ask the vendor whether they arrived."
+        f"Rows in doubt are not sent again by themselves. `backfill resolve {at}` shows them; ask the vendor whether "
+        "they arrived, then decide there."
     )
+    unsent = {name: count for name in ("invalid", "rejected") if (count := outcomes.get(name, 0))}
+    which = " and ".join(f"{count:,} {name}" for name, count in unsent.items())
+    shows = f"`backfill ledger {at}{''.join(f' --outcome {name}' for name in unsent)}` shows why"
+    refused = f"{which} rows were not delivered: {shows}. Deliver them, mended, as an export of their own."
+    complete = f"Nothing is left to do. `backfill verify {at}` recomputes this account from the files."
     steps = {
-        ExitCode.COMPLETE: [f"Nothing is left to do. `backfill verify {at}` recomputes this account from the files."],
-        ExitCode.ROWS_REFUSED: [
-            f"See which and why with `backfill ledger {at} --outcome invalid --outcome rejected`; "
-            "deliver them, mended, as an export of their own."
-        ],
+        ExitCode.COMPLETE: [refused if unsent else complete],
+        ExitCode.ROWS_REFUSED: [refused],
         ExitCode.STOPPED_EARLY: ["Run the same command again; it goes on where it stopped."],
         ExitCode.CREDENTIALS_REFUSED: [
             "Correct BACKFILL_CLIENT_ID and BACKFILL_CLIENT_SECRET (or BACKFILL_TOKEN), or the rights they have; "
@@ -82,7 +87,7 @@ def next_steps(code: ExitCode, state: str, *, in_doubt: int = 0) -> list[str]:
         ExitCode.STORAGE_FAILED: ["Free or mend the disk, then run the same command again. Nothing is lost."],
         ExitCode.BUG: ["Report it. Nothing is lost: what was sent stands in the journal."],
     }.get(code, [])
-    return [*steps, see_doubt] if in_doubt or code is ExitCode.ROWS_IN_DOUBT else steps
+    return [*steps, see_doubt] if outcomes.get("in_doubt") or code is ExitCode.ROWS_IN_DOUBT else steps
 
 
 def summary_json(summary: Summary) -> dict[str, Any]:
@@ -119,17 +124,26 @@ def _exports_json(exports: Iterable[ExportCounts]) -> list[dict[str, Any]]:
     ]
 
 
+_ALRIGHT = ("delivered", "duplicate")
+
+
 def _exports(exports: Sequence[ExportCounts]) -> list[str]:
-    """One line per export with what happened to its rows; outcomes of no row are left out."""
-    named = [PurePath(export.export).name for export in exports[:_EXPORTS_SHOWN]]
-    width = max(map(len, named))
+    """A line for each of those exports, the worst first, in which rows were not delivered; outcomes of no row are left
+    out.
+    """
+    bad = [
+        (sum(each.outcomes.values()) - sum(each.outcomes.get(name, 0) for name in _ALRIGHT), each) for each in exports
+    ]
+    worst = [each for missing, each in sorted(bad, key=lambda pair: -pair[0]) if missing]
+    named = [PurePath(export.export).name for export in worst[:_EXPORTS_NAMED]]
+    width = max(map(len, named), default=0)
     told = [
         f"{name:<{width}}  read {export.read:,}: {_happened(export.outcomes)}"
-        for name, export in zip(named, exports, strict=False)
+        for name, export in zip(named, worst, strict=False)
     ]
-    if len(exports) > _EXPORTS_SHOWN:
-        told.append(f"and {len(exports) - _EXPORTS_SHOWN:,} more")
-    return _labelled("Exports", told)
+    if len(worst) > _EXPORTS_NAMED:
+        told.append(f"and {len(worst) - _EXPORTS_NAMED:,} more; --json names each")
+    return labelled("Exports", told)
 
 
 def _happened(outcomes: Mapping[str, int]) -> str:
@@ -139,27 +153,32 @@ def _happened(outcomes: Mapping[str, int]) -> str:
 # -------------------------------------------------------------------------------------------------------- progress
 
 
-def progress_line(progress: Progress, elapsed_s: float) -> str:
-    """`00:01:05 delivering 120,000 of 1,000,000 rows (12%), 1,312 calls, 3 in doubt`."""
-    total = progress.rows_total
+def progress_line(progress: Progress, elapsed_s: float, rows_per_s: float | None = None) -> str:
+    """`00:01:05 delivering 120,000 of 1,000,000 rows (12%), 1,950 rows/s, 1,312 calls, 3 in doubt, 7 min 31 s left`."""
+    done, total = progress.rows_done, progress.rows_total
     of = "" if total is None else f" of {total:,}"
-    share = f" ({progress.rows_done * 100 // total}%)" if total else ""
-    extra = counters(progress)
-    return f"{_clock(elapsed_s)} {progress.phase} {progress.rows_done:,}{of} rows{share}{', ' + extra if extra else ''}"
+    share = f" ({done * 100 // total}%)" if total else ""
+    told = [f"{clock(elapsed_s)} {progress.phase} {done:,}{of} rows{share}"]
+    if rows_per_s:
+        told.append(f"{rows_per_s:,.0f} rows/s")
+    told += _counters(progress)
+    if total and rows_per_s and done < total:
+        told.append(f"{duration((total - done) / rows_per_s)} left")
+    return ", ".join(told)
 
 
-def counters(progress: Progress) -> str:
+def _counters(progress: Progress) -> list[str]:
     """What is worth telling beside the rows; empty before anything was sent."""
     told = []
     if progress.requests:
-        told.append(_many(progress.requests, "call"))
+        told.append(many(progress.requests, "call"))
     if progress.budget_share is not None:
         told.append(f"{progress.budget_share:.0%} of the budget")
     if progress.in_doubt:
         told.append(f"{progress.in_doubt:,} in doubt")
     if progress.rejected:
         told.append(f"{progress.rejected:,} rejected")
-    return ", ".join(told)
+    return told
 
 
 # ---------------------------------------------------------------------------------------------------------- status
@@ -192,13 +211,13 @@ def status_text(view: JobView, now: datetime) -> str:
     lines = [f"Job      {view.state}"]
     if view.tenant:
         lines.append(f"Tenant   {view.tenant}")
-    lines += _labelled("Now", _now(view, now))
+    lines += labelled("Now", _now(view, now))
     if hidden := max(0, len(view.accounted) - _EXPORTS_SHOWN):
         lines.append(f"Loads    {hidden:,} exports more, see --json; the newest are:")
     lines += [f"Load {load.load:<4}{_account(load)}" for load in view.accounted[hidden:]]
     for number, exports in view.unaccounted:
         rows = sum(rows for _, rows in exports)
-        names = _listed([PurePath(path).name for path, _ in exports])
+        names = listed([PurePath(path).name for path, _ in exports])
         lines.append(f"Load {number:<4}{names}: {rows:,} rows, not in the ledger yet")
     if view.ledger_as_of:
         lines.append(f"Ledger   {view.state}/ledger, as of {view.ledger_as_of}")
@@ -283,7 +302,7 @@ def verdict_text(
     """Every check with what it claims and what it saw, then the recomputed account. Checks are (name, ok, detail)."""
     failed = [name for name, ok, _ in checks if not ok]
     lines = [
-        f"Everything agrees ({len(checks)} checks)." if not failed else f"Something does not agree: {_listed(failed)}."
+        f"Everything agrees ({len(checks)} checks)." if not failed else f"Something does not agree: {listed(failed)}."
     ]
     for name, ok, detail in checks:
         lines.append(f"{'ok' if ok else 'WRONG':<7}{name:<10}{claims.get(name, '')}")
@@ -321,12 +340,13 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60:,} h {minutes % 60:02} min"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """`03:02:07`, for what is redrawn in place: its width stays the same."""
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60:02}:{minutes % 60:02}:{rest:02}"
 
 
-def _many(count: int, what: str) -> str:
+def many(count: int, what: str) -> str:
     return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
@@ -334,10 +354,10 @@ def _words(outcome: str) -> str:
     return outcome.replace("_", " ")
 
 
-def _listed(names: Sequence[str], shown: int = 3) -> str:
+def listed(names: Sequence[str], shown: int = 3) -> str:
     head = ", ".join(names[:shown])
     return head if len(names) <= shown else f"{head} and {len(names) - shown:,} more"
 
 
-def _labelled(label: str, lines: Sequence[str]) -> list[str]:
+def labelled(label: str, lines: Sequence[str]) -> list[str]:
     return [f"{label if number == 0 else '':<9}{line}" for number, line in enumerate(lines)]

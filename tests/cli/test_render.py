@@ -1,5 +1,6 @@
 """What a person reads, as whole texts that can be checked by eye."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -51,13 +52,27 @@ def test_a_complete_run() -> None:
         "Account  read 10,000 = delivered 9,812 + invalid 31 + rejected 0 + duplicate 157 + in doubt 0 + "
         "abandoned 0 + unsent 0\n"
         "Ledger   .backfill/june/ledger\n"
+        "Next     31 invalid rows were not delivered: `backfill ledger --state .backfill/june --outcome invalid` shows "
+        "why. Deliver them, mended, as an export of their own.\n"
+    )
+
+
+def test_a_complete_run_without_a_fault() -> None:
+    """Where every row was delivered nothing is asked of anybody, and one command doubts all of it."""
+    clean = replace(JUNE, read=9_812, outcomes={"delivered": 9_812})
+    assert summary_text(summary(exports=(clean, EMPTY))) == (
+        "Complete: every row is accounted for.\n"
+        "Sent     104 calls in 12.3 s (execution 1)\n"
+        "Account  read 9,812 = delivered 9,812 + invalid 0 + rejected 0 + duplicate 0 + in doubt 0 + abandoned 0 + "
+        "unsent 0\n"
+        "Ledger   .backfill/june/ledger\n"
         "Next     Nothing is left to do. `backfill verify --state .backfill/june` recomputes this account from the "
         "files.\n"
     )
 
 
 def test_a_run_that_stopped_early() -> None:
-    """Why, when to come back, what to keep, and that the same command continues; several exports one by one."""
+    """Why, when to come back, what to keep, that the same command continues, and which exports miss most rows."""
     stopped = summary(
         exports=(JUNE, JULY, EMPTY),
         exit_code=ExitCode.STOPPED_EARLY,
@@ -75,14 +90,13 @@ def test_a_run_that_stopped_early() -> None:
         "Sent     1 call in 1 h 02 min (execution 2)\n"
         "Account  read 10,500 = delivered 10,212 + invalid 31 + rejected 0 + duplicate 157 + in doubt 100 + "
         "abandoned 0 + unsent 0\n"
-        "Exports  june.csv      read 10,000: delivered 9,812, invalid 31, duplicate 157\n"
-        "         july.parquet  read 500: delivered 400, in doubt 100\n"
-        "         empty.csv     read 0: nothing\n"
+        "Exports  july.parquet  read 500: delivered 400, in doubt 100\n"
+        "         june.csv      read 10,000: delivered 9,812, invalid 31, duplicate 157\n"
         "Ledger   .backfill/june/ledger\n"
         "Keep     /data/a.csv, /data/b.csv, /data/c.csv and 1 more: not taken yet, the next execution needs them\n"
         "Next     Run the same command again; it goes on where it stopped.\n"
-        "         Rows in doubt are not sent again by themselves. See them with `backfill ledger --state "
-        ".backfill/june --outcome in_doubt` and ask the vendor whether they arrived.\n"
+        "         Rows in doubt are not sent again by themselves. `backfill resolve --state .backfill/june` shows "
+        "them; ask the vendor whether they arrived, then decide there.\n"
     )
 
 
@@ -96,20 +110,22 @@ def test_an_account_that_does_not_add_up_says_so() -> None:
 @pytest.mark.parametrize("code", [code for code in ExitCode if code not in (ExitCode.USAGE, ExitCode.JOB_HELD)])
 def test_every_end_has_a_headline_and_a_next_step(code: ExitCode) -> None:
     """No exit code that a summary can carry leaves a person without an answer."""
-    assert next_steps(code, ".backfill/june")
+    assert next_steps(code, ".backfill/june", {"delivered": 1})
     assert "exit code" not in summary_text(summary(exit_code=code)).splitlines()[0]
 
 
 def test_a_state_with_blanks_can_be_pasted() -> None:
     """Commands in the text are quoted for a shell."""
-    assert "--state '/my data/june'" in next_steps(ExitCode.COMPLETE, "/my data/june")[0]
+    assert "--state '/my data/june'" in next_steps(ExitCode.COMPLETE, "/my data/june", {})[0]
 
 
 def test_many_exports_are_not_all_listed() -> None:
-    """A thousand exports still make a summary of one screen."""
-    text = summary_text(summary(exports=tuple(replace(JUNE, export=f"/data/{n}.csv") for n in range(1000))))
-    assert len(text.splitlines()) < 20
-    assert "and 990 more" in text
+    """A thousand exports still make a summary of half a screen, which names the three that miss most rows."""
+    exports = tuple(replace(JUNE, export=f"/data/{n}.csv", outcomes={"invalid": n}) for n in range(1000))
+    text = summary_text(summary(exports=exports, exit_code=ExitCode.ROWS_REFUSED))
+    assert len(text.splitlines()) < 12
+    assert re.findall(r"\d+\.csv", text) == ["999.csv", "998.csv", "997.csv"]
+    assert "and 996 more; --json names each" in text
 
 
 def test_the_summary_as_json() -> None:
@@ -165,7 +181,7 @@ def test_lines_come_with_a_new_phase_and_then_every_five_seconds() -> None:
     assert lines == [
         "00:00:00 spooling 0 rows",
         "00:00:03 delivering 30 rows",
-        "00:00:08 delivering 80 rows",
+        "00:00:08 delivering 80 rows, 10 rows/s",
     ]
 
 

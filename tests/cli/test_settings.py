@@ -127,8 +127,8 @@ def test_a_wrong_value_is_told_with_its_line() -> None:
         "june.toml", '\n# comment\n[ api ]\nsite_key = "k"\n  call="x"\n\nbudget.concurrency = 1\n[columns.url]\nx = 1'
     )
     with pytest.raises(ConfigurationError) as caught:
-        chosen("june.toml", sets=["csv.quote="])
-    for said in ("api.call (june.toml, line 5)", "columns.url (june.toml, line 8)", "csv.quote (--set)"):
+        chosen("june.toml", sets=["csv.delimiter="])
+    for said in ("api.call (june.toml, line 5)", "columns.url (june.toml, line 8)", "csv.delimiter (--set)"):
         assert said in caught.value.message
 
 
