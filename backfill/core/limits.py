@@ -32,3 +32,9 @@ MAX_REPLY_BYTES = 1 << 20
 
 BUCKET_BYTES = 64 << 20
 """Text arranged at once, where interactions are so large that BUCKET_ROWS of them would not stay small."""
+
+MAX_PAGE_BYTES = 256 << 20
+"""A Parquet page that unpacks to more is refused: it is unpacked as a whole. Writers make pages of 1 to 100 MB."""
+
+MAX_PAGE_VALUES = 10_000_000
+"""Values in one page of a repeated Parquet column: a few bytes can stand for any number of equal ones."""
