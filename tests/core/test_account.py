@@ -1,5 +1,7 @@
 """The account: staged rows and standings to ledger lines."""
 
+import hmac
+import re
 from datetime import UTC, datetime
 
 import polars as pl
@@ -11,8 +13,10 @@ from backfill.core.account import (
     LEDGER_SCHEMA,
     OUTCOME_OF,
     add_counts,
+    applicable,
     count_outcomes,
     invalid_lines,
+    made_with,
     sent_lines,
 )
 from backfill.core.lifecycle import Part, Standing, State
@@ -166,6 +170,40 @@ def test_omitted_customer_keys_are_nowhere_in_the_ledger(staged: str) -> None:
     assert lines.select("customer_key", "customer_key_name").rows() == [(None, None)]
 
 
+@pytest.mark.parametrize("staged", ["sent", "invalid"])
+def test_customers_become_pseudonyms_under_a_key(staged: str) -> None:
+    """Under `customer_key = "hmac"`: HMAC-SHA256 of the key in hex, no key staying none; key names stay."""
+    keys = ["0001", "Zoë", None]
+    rows = pl.DataFrame({"customer_key": keys})
+    load = a_load()
+    for _ in keys:
+        load.request(0, 1)
+        load.refuse(0, "url_missing")
+    if staged == "sent":
+        named = frame(load).with_columns(rows["customer_key"], customer_key_name=pl.lit("email"))
+        lines = sent_lines(named, [], load=1, exports=EXPORTS, customer_keys="hmac", ledger_key="k3y-of-the-ledger")
+    else:
+        named = pl.DataFrame(load.invalid[0], schema=INVALID).with_columns(
+            rows["customer_key"], customer_key_name=pl.lit("email")
+        )
+        lines = invalid_lines(named, load=1, exports=EXPORTS, customer_keys="hmac", ledger_key="k3y-of-the-ledger")
+    expected = [
+        None if key is None else hmac.new(b"k3y-of-the-ledger", key.encode(), "sha256").hexdigest() for key in keys
+    ]
+    assert lines.schema == LEDGER_SCHEMA
+    assert lines["customer_key"].to_list() == expected
+    assert lines["customer_key_name"].to_list() == ["email"] * 3
+
+
+def test_the_manifest_can_tell_one_ledger_key_from_another() -> None:
+    """By a fingerprint that is the same every time, and neither the key nor any customer's pseudonym."""
+    marks = {made_with("hmac", key) for key in ("one-ledger-key-1", "one-ledger-key-2")}
+    assert len(marks) == 2
+    assert made_with("hmac", "one-ledger-key-1") in marks
+    assert all(re.fullmatch("hmac:[0-9a-f]{16}", mark) for mark in marks)
+    assert (made_with("plain", "one-ledger-key-1"), made_with("omit", None)) == ("plain", "omit")
+
+
 def test_every_state_but_split_has_an_outcome_that_the_summary_counts() -> None:
     """No state of a part can lead to a row without an outcome, or with one that the closing equation leaves out."""
     assert set(OUTCOME_OF) == set(State) - {State.SPLIT}
@@ -214,3 +252,30 @@ def test_the_range_join_agrees_with_looking_up_each_row(data: st.DataObject) -> 
     assert lines["outcome"].to_list() == expected
     assert lines.select("row", "request", "position").equals(rows.select("row", "request", "position"))
     assert lines.schema == LEDGER_SCHEMA
+
+
+def test_a_duplicate_names_the_export_of_the_load_that_it_repeats() -> None:
+    """Exports are numbered within their load, so the same number means another file in another load."""
+    load = a_load()
+    load.request(0, 1)
+    load.duplicate(0, of=load.pieces[0][0])
+    load.duplicate(1, of={"export": 1, "row": 7}, load=2)
+    load.duplicate(1, of={"export": 0, "row": 8}, load=1)
+    earlier = {1: ["/exports/may.csv"], 2: ["/exports/x.csv", "/exports/y.csv"], 3: EXPORTS}
+    lines = sent_lines(frame(load), [], load=3, exports=EXPORTS, exports_by_load=earlier)
+    assert lines["duplicate_of"].to_list() == [
+        None,
+        "/exports/june.csv:1",
+        "/exports/y.csv:7",
+        "/exports/may.csv:8",
+    ]
+
+
+@pytest.mark.parametrize("state", [state for state in State if state is not State.SPLIT])
+def test_only_what_was_rejected_or_abandoned_is_not_applicable(state: State) -> None:
+    """A row whose request has no standing was not sent yet and will be."""
+    load = a_load()
+    part = load.request(0, 2)
+    load.request(0, 1)
+    found = applicable(frame(load).select("request", "position"), [standing(Part(part.request, 1, 1), state)])
+    assert found.to_list() == [True, state not in (State.REJECTED, State.ABANDONED), True]

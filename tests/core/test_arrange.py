@@ -234,3 +234,41 @@ def test_crowded_spans_are_those_that_can_be_cut() -> None:
     """One instant cannot be."""
     spans = [Span(0, 10, 5), Span(10, 10, 6), Span(20, 1, 9)]
     assert arranging.crowded(spans, 5) == [Span(10, 10, 6)]
+
+
+def test_what_another_load_has_is_in_no_request() -> None:
+    """Its twins of the same piece name that one as well, and the others are cut as if it were not there."""
+    frame = spooled([{"key": "a", "at": 1, "what": 1}, {"key": "a", "at": 1, "what": 1}, {"key": "a", "at": 2}])
+    known = pl.DataFrame(
+        {"place": [0, 1], "duplicate_of_export": [3, 3], "duplicate_of_row": [9, 9], "duplicate_of_load": [1, 1]},
+        schema=arranging.ORIGINALS_SCHEMA,
+    )
+    ordered = arranging.delivery_order(frame, LANES)
+    for duplicates, requests in (("skip", [None, None, 1]), ("send", [1, 1, 1])):
+        result = arranging.cut(ordered, first_request=1, most=100, duplicates=duplicates, originals=known)
+        assert result.rows["request"].to_list() == requests
+        original = [("duplicate_of_export", 3), ("duplicate_of_row", 9), ("duplicate_of_load", 1)]
+        for column, value in original:
+            expected = [value, value, None] if duplicates == "skip" else [None] * 3
+            assert result.rows[column].to_list() == expected
+    whole = arranging.cut(ordered, first_request=1, most=100, duplicates="skip", originals=known.clear())
+    assert whole.rows["duplicate_of_row"].to_list() == [None, 1, None]
+
+
+def test_of_one_identity_the_earliest_stays() -> None:
+    """By time, then by export and row: so it is the same whether they meet in one piece or in two."""
+    frame = spooled([{"key": "a", "at": at, "what": what} for at, what in ((3, 1), (1, 2), (1, 3), (2, 4))])
+    ordered = arranging.delivery_order(frame.with_columns(pl.lit("same").alias("fingerprint")), LANES)
+    result = arranging.cut(ordered, first_request=1, most=100, duplicates="skip")
+    named = dict(result.rows.select("row", "duplicate_of_row").iter_rows())
+    assert named == {1: 2, 2: None, 3: 2, 4: 2}
+
+
+def test_rows_of_nobody_with_one_identity_share_a_slot() -> None:
+    """Whatever their content: else they would never meet."""
+    frame = spooled([{"at": n, "what": n} for n in range(40)]).drop("slot")
+    known = frame.with_columns(pl.lit("m-1").alias("identity:message"))
+    assert arranging.in_slots(known)["slot"].n_unique() == 1
+    assert arranging.in_slots(frame)["slot"].n_unique() > 1
+    nothing = known.with_columns(pl.lit(None, pl.String).alias("identity:message"))
+    assert arranging.in_slots(nothing)["slot"].equals(arranging.in_slots(frame)["slot"])

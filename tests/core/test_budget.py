@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backfill.core.budget import SLOWEST, Allowance, Hours, Pacer, Throttle
+from backfill.core.budget import SLOWEST, Allowance, Hours, Pacer, Throttle, calls_per_second
 
 
 def starts(pacer: Pacer, seconds: float, late: list[float], interactions: int = 100) -> list[float]:
@@ -136,3 +136,18 @@ def test_outside_the_window_nothing_is_left() -> None:
     assert allowance.left(9.9) == 7
     assert allowance.left(10.0) == 0
     assert allowance.refill_s(12.0) == 18.0
+
+
+@pytest.mark.parametrize(
+    ("interactions_per_second", "per_call", "calls"),
+    [(None, 100, 20.0), (None, 1, 20.0), (5.0, 1, 5.0), (50.0, 1, 20.0), (500.0, 100, 5.0), (500.0, 12.5, 20.0)],
+)
+def test_the_tighter_of_both_bounds_says_how_many_calls_fit(
+    interactions_per_second: float | None, per_call: float, calls: float
+) -> None:
+    """With one interaction a call, interactions/s are calls/s; otherwise what a call carries counts."""
+    assert calls == calls_per_second(
+        requests_per_second=20.0,
+        interactions_per_second=interactions_per_second,
+        interactions_per_call=per_call,
+    )

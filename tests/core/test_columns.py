@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 import polars as pl
 import pytest
 
-from backfill.core.columns import ColumnMap, resolve
-from backfill.core.config import Columns, FromColumn, Template
+from backfill.core.columns import ColumnMap, date_text, resolve
+from backfill.core.config import Columns, Csv, FromColumn, Template
 from backfill.core.errors import ConfigurationError
 
 HEADER = ("timestamp", "customer_key", "url", "channel", "amount")
@@ -139,3 +139,66 @@ def test_used_names_every_column_once() -> None:
     """A reader of a columnar export may leave out the rest."""
     columns = Columns(url=Template(template="{channel}{channel}{url}"), properties=["channel", "amount"])
     assert sorted(resolved(columns).used) == ["amount", "channel", "customer_key", "timestamp", "url"]
+
+
+def test_advice_on_the_csv_comes_before_a_near_name() -> None:
+    """Where the first lines show why the column is missing; a first record of data is not listed."""
+    lines = ("timestamp;customer_key;url", "2024-03-01;C1;api://x")
+    with pytest.raises(ConfigurationError, match=r'csv\.delimiter = ";"'):
+        resolve(Columns(), ("timestamp;customer_key;url",), export="a", key_required=True, beginning=lines, csv=Csv())
+    header = ("2024-03-01", "Meyer", "api://x")
+    with pytest.raises(ConfigurationError, match=r"csv\.header") as caught:
+        resolve(Columns(), header, export="a", key_required=True, beginning=(",".join(header),), csv=Csv())
+    assert "Meyer" not in caught.value.message
+
+
+def test_columns_of_the_identity_are_carried_beside_all_else() -> None:
+    """As text, whether they are a property, a part of the interaction, or nothing that is sent."""
+    columns = Columns(properties=["channel"])
+    found = resolve(columns, HEADER, export="june.csv", key_required=True, identity=["url", "channel", "amount"])
+    assert set(found.used) == set(HEADER)
+    frame = pl.DataFrame([["t", "c", "u", "web", ""]], schema=list(HEADER), orient="row")
+    selected = found.select(frame).row(0, named=True)
+    assert selected["property:channel"] == "web"
+    assert "property:amount" not in selected
+    told = [selected[f"identity:{name}"] for name in ("url", "channel", "amount")]
+    assert told == ["u", "web", None]
+
+
+def test_a_missing_column_of_the_identity_is_named() -> None:
+    """With the key that names it and the nearest."""
+    with pytest.raises(ConfigurationError, match=r"'chanel', which rows.identity names. Did you mean 'channel'"):
+        resolve(Columns(), HEADER, export="june.csv", key_required=True, identity=["chanel"])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "counts", "texts"),
+    [
+        (
+            pl.Date(),
+            [-719_163, -719_162, 2_932_896, 2**31 - 1],
+            ["-719163 days since 1970-01-01", "0001-01-01", "9999-12-31", "2147483647 days since 1970-01-01"],
+        ),
+        (pl.Datetime("us"), [2**63 - 1, 1], ["9223372036854775807 us since 1970-01-01", "1970-01-01T00:00:00.000001"]),
+        (pl.Datetime("ms", "Asia/Tokyo"), [-(2**62), 0], [f"-{2**62} ms since 1970-01-01", "1970-01-01T00:00:00Z"]),
+        (pl.Datetime("ns", "UTC"), [2**63 - 1], ["2262-04-11T23:47:16.854775807Z"]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_dates_of_no_calendar_are_told_as_counts(dtype: pl.DataType, counts: list[int], texts: list[str]) -> None:
+    """To the last digit, instead of a panic of polars; null stays null."""
+    physical = pl.Int32 if dtype == pl.Date else pl.Int64
+    frame = pl.DataFrame({"a": pl.Series([*counts, None], dtype=physical).cast(dtype)})
+    assert frame.select(date_text(pl.col("a"), dtype)).to_series().to_list() == [*texts, None]  # type: ignore[arg-type]
+
+
+def test_a_float_key_keeps_its_type_and_other_floats_are_text() -> None:
+    """Whether a whole number may become a key is a rule's matter; a property is as polars writes it."""
+    frame = pl.DataFrame(
+        {"timestamp": ["t"], "customer_key": [17850.0], "url": ["u"], "channel": ["c"], "amount": [1.5]}
+    )
+    parts = resolved(Columns()).select(frame)
+    assert parts["customer_key"].dtype == pl.Float64
+    assert parts["property:amount"].to_list() == ["1.5"]
+    by_template = resolved(Columns(customer_key=Template(template="{customer_key}"))).select(frame)
+    assert by_template["customer_key"].to_list() == ["17850.0"]

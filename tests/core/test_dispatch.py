@@ -203,6 +203,32 @@ def test_a_server_that_cannot_be_reached_leaves_no_journal_entry() -> None:
     assert (world.moves, world.calls) == ([], [])
 
 
+@pytest.mark.parametrize("delivery", [Delivery(max_attempts=2), Delivery(max_attempts=9, give_up_after_s=5)])
+def test_the_last_reason_for_no_connection_is_told(delivery: Delivery) -> None:
+    """Out of attempts or out of time: the message says in sentences why there was no connection."""
+    why = "mxo:443 refused the connection. Check the network."
+    world = World({1: [10]}, connect=lambda part: d.NotSent(part, "refused", why), delivery=delivery)
+    stopped = world.run().stopped
+    assert stopped is not None
+    assert f"No connection to api.base_url: {why}" in stopped.reason
+
+
+def test_a_proxy_that_refuses_its_credentials_stops_the_job() -> None:
+    """Asked once and not again, which could lock the account; nothing is journaled, 77."""
+    tries = itertools.count()
+
+    def connect(part: Part) -> d.Event:
+        next(tries)
+        return d.NotSent(part, "proxy_credentials", "The proxy wants a password.")
+
+    world = World({1: [10]}, connect=connect)
+    stopped = world.run().stopped
+    assert stopped is not None
+    assert stopped.code is ExitCode.CREDENTIALS_REFUSED
+    assert "The proxy wants a password." in stopped.reason
+    assert (next(tries), world.moves) == (1, [])
+
+
 def test_nothing_acknowledged_for_long_stops_the_job() -> None:
     """`give_up_after_s` counts from the first failure after the last acknowledgement."""
     world = World(

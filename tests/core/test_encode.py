@@ -157,3 +157,24 @@ def test_cut_refuses_positions_that_are_not_there() -> None:
     for first, count in ((0, 3), (2, 1), (-1, 1), (0, 0)):
         with pytest.raises(ValueError, match="no positions"):
             cut(b"a,b", [1, 1], first, count)
+
+
+def test_a_key_without_a_name_has_the_fingerprint_of_the_apis_default_name() -> None:
+    """The same customer to the API; the body stays as the row has it, and a tid alone gets no name."""
+    alone, named = {"customer_key": "c"}, {"customer_key": "c", "customer_key_name": "customerkey"}
+    rendered = render(rows(alone, named, {"tid": "t"}), Wire())
+    assert rendered["fingerprint"][0] == rendered["fingerprint"][1] == render(rows(named), Wire())["fingerprint"][0]
+    assert "customerKeyName" not in rendered["body"][0]
+    assert rendered["fingerprint"][2] == render(rows({"tid": "t"}), Wire())["fingerprint"][0]
+
+
+def test_an_identity_takes_the_place_of_the_contents_fingerprint() -> None:
+    """Where a row has one; a row without keeps that of its content."""
+    frame = rows({"url": "a"}, {"url": "b"}, {"url": "c"})
+    known = frame.with_columns(
+        pl.Series("identity_high", [1, 1, None], dtype=pl.UInt64),
+        pl.Series("identity_low", [2, 2, None], dtype=pl.UInt64),
+    )
+    by_content, by_identity = (render(each, Wire()) for each in (frame, known))
+    assert by_identity["fingerprint"].to_list() == [2**64 + 2, 2**64 + 2, by_content["fingerprint"][2]]
+    assert by_identity["body"].equals(by_content["body"])

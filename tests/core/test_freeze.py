@@ -40,7 +40,18 @@ shaped = st.fixed_dictionaries(
                 "not_before": st.datetimes(timezones=st.just(UTC)).map(lambda t: t.isoformat()),
             },
         ),
-        "csv": st.fixed_dictionaries({}, optional={"delimiter": st.sampled_from(";|\t")}),
+        "csv": st.fixed_dictionaries(
+            {},
+            optional={
+                "delimiter": st.sampled_from(";|\t"),
+                "quote": st.sampled_from(["", "'"]),
+                "encoding": st.sampled_from(["utf-8", "UTF8", "latin-1", "windows-1252"]),
+                "header": st.just(True) | st.lists(texts, unique=True, min_size=1),
+                "skip_lines": st.integers(0, 9),
+                "comment": st.sampled_from(["#", "//"]),
+                "null_values": st.lists(texts),
+            },
+        ),
         "rows": st.fixed_dictionaries(
             {}, optional={"duplicates": st.sampled_from(["skip", "send"]), "max_rejected": st.integers(0, 9)}
         ),
@@ -83,7 +94,7 @@ def test_a_changed_key_is_named_with_both_values() -> None:
 def test_a_key_that_a_later_version_adds_changes_nothing() -> None:
     """A load frozen before a key existed stands at that key's default."""
     kept = frozen(of())
-    del kept["wire"]["acknowledged_by"]
+    del kept["wire"]["bulk"]
     del kept["csv"]
     assert differences(kept, frozen(of())) == []
     assert differences(kept, frozen(of(csv={"delimiter": ";"}))) == ['csv.delimiter was "," and is now ";"']
@@ -92,5 +103,23 @@ def test_a_key_that_a_later_version_adds_changes_nothing() -> None:
 def test_a_key_that_this_version_lacks_is_a_difference() -> None:
     """Frozen by a later version: what it meant cannot be kept, so it is named."""
     kept = frozen(of())
-    kept["time"]["fold"] = "later"
-    assert differences(kept, frozen(of())) == ['time.fold was "later" and is now not set']
+    kept["time"]["calendar"] = "julian"
+    assert differences(kept, frozen(of())) == ['time.calendar was "julian" and is now not set']
+
+
+def test_new_keys_of_csv_do_not_change_an_old_load() -> None:
+    """A load that was staged when [csv] had two keys is as it was, and two spellings of an encoding are one."""
+    old = frozen(of())
+    old["csv"] = {"delimiter": ",", "quote": '"'}
+    assert differences(old, frozen(of(csv={"encoding": "UTF8"}))) == []
+    assert differences(old, frozen(of(csv={"encoding": "latin-1"}))) == [
+        'csv.encoding was "utf-8" and is now "iso8859-1"'
+    ]
+
+
+def test_how_replies_are_read_may_change() -> None:
+    """It shapes no bytes: a load that an earlier version froze with it takes another reading, or none could end it."""
+    old = frozen(of())
+    old["wire"]["acknowledged_by"] = "statusCode"
+    assert "acknowledged_by" not in frozen(of())["wire"]
+    assert differences(old, frozen(of(wire={"acknowledged_by": "http_status"}))) == []

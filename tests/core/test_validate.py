@@ -1,21 +1,18 @@
 """The rules of a row, each with its answer for a missing value."""
 
 import re
-from collections.abc import Sequence
-from datetime import UTC, date, datetime, timedelta, timezone
-from typing import Any
+from datetime import UTC, datetime
+from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from backfill.core.config import Rows, Time
-from backfill.core.errors import ConfigurationError
-from backfill.core.validate import FAULTS, INSTANT, Rules, judge, read_instants, rules
+from backfill.core import keys, timestamps
+from backfill.core.config import SECTIONS, Rows, Time
+from backfill.core.timestamps import INSTANT
+from backfill.core.validate import FAULTS, HINTS, Rules, judge, rules
 
-EARLIEST, LATEST = (datetime(*day) for day in ((1, 1, 3), (9999, 12, 29)))  # noqa: DTZ001  # wall clocks
-JULY = datetime(2024, 7, 1)  # noqa: DTZ001  # a wall clock
+README = Path(__file__).parents[2] / "README.md"
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
 GOOD = {
     "timestamp": "2024-03-01T12:00:00Z",
@@ -35,10 +32,6 @@ def reasons(row: dict[str, str | None], rules: Rules | None = None) -> list[str]
     judged = judge(pl.DataFrame([{**GOOD, "property:a": "p", **row}], schema=text), rules or of())
     assert judged.valid.height + judged.invalid.height == 1
     return judged.invalid["reasons"].to_list()[0] if judged.invalid.height else []
-
-
-def instants(values: Sequence[str | None], time: Time | None = None) -> list[datetime | None]:
-    return read_instants(pl.Series(values, dtype=pl.String), of(time)).instant.to_list()
 
 
 @pytest.mark.parametrize(
@@ -100,7 +93,10 @@ def test_bounds_are_inclusive() -> None:
 def test_no_rule_answers_null() -> None:
     """`when(null)` does not fire: a rule that answered null would let the row through in silence."""
     empty = pl.DataFrame([dict.fromkeys(GOOD)], schema=dict.fromkeys(GOOD, pl.String)).with_columns(
-        pl.lit(None, INSTANT).alias("timestamp"), given=pl.lit(False), zoneless=pl.lit(False)
+        pl.lit(None, INSTANT).alias("timestamp"),
+        given=pl.lit(False),
+        timestamp_fault=pl.lit(None, timestamps.FAULT),
+        key_fault=pl.lit(None, keys.FAULT),
     )
     for time in (Time(), Time(not_before="2024-01-01T00:00:00Z")):
         for reason, fault in FAULTS.items():
@@ -119,129 +115,57 @@ def test_invalid_rows_keep_their_place_and_lose_their_content() -> None:
     assert judge(rows.clear(), of()).invalid.schema == judged.invalid.schema
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("2024-03-01T12:00:00Z", datetime(2024, 3, 1, 12, tzinfo=UTC)),
-        ("2024-03-01t12:00:00z", datetime(2024, 3, 1, 12, tzinfo=UTC)),
-        ("2024-03-01 12:00:00+02:00", datetime(2024, 3, 1, 10, tzinfo=UTC)),
-        ("2024-03-01T12:00:00-0530", datetime(2024, 3, 1, 17, 30, tzinfo=UTC)),
-        ("2024-03-01T12:00Z", datetime(2024, 3, 1, 12, tzinfo=UTC)),
-        ("2024-03-01T12:00:00.5Z", datetime(2024, 3, 1, 12, 0, 0, 500_000, tzinfo=UTC)),
-        ("2024-03-01T12:00:00,123456789Z", datetime(2024, 3, 1, 12, 0, 0, 123_456, tzinfo=UTC)),
-        ("2024-02-29T23:59:59+00:00", datetime(2024, 2, 29, 23, 59, 59, tzinfo=UTC)),
-        ("2023-02-29T23:59:59Z", None),
-        ("2024-03-01T24:00:00Z", None),
-        ("2024-03-01T23:59:60Z", None),
-        ("2024-13-01T00:00:00Z", None),
-        ("2024-3-1T00:00:00Z", None),
-        ("+2024-03-01T00:00:0Z", None),
-        ("2024-03-01T12:00:00+24:00", None),
-        ("2024-03-01T12:00:00Z ", None),
-        ("0000-01-01T00:00:00Z", None),
-        ("20240301T120000Z", None),
-        ("1709294400", None),
-    ],
-)
-def test_iso_8601_is_read_or_refused_never_shifted(text: str, expected: datetime | None) -> None:
-    """Alone, and after a value of another shape, so that both ways of reading answer the same."""
-    assert instants([text]) == [expected]
-    first = "2024-01-01T00:00:00Z"
-    assert instants([first, text])[1] == expected
-    assert instants([None, "2024-01-01T00:00:00+01:00", text])[2] == expected
-
-
-@given(
-    st.lists(
-        st.tuples(
-            st.datetimes(EARLIEST, LATEST),
-            st.sampled_from(["T", " "]),
-            st.integers(0, 6),
-            st.integers(-1439, 1439),
-            st.sampled_from(["Z", "hm", "h:m"]),
-        ),
-        min_size=1,
-        max_size=5,
+def test_every_reason_has_a_hint_and_a_line_in_the_readme() -> None:
+    """Whoever meets a machine word finds what is wrong and what to change."""
+    assert list(HINTS) == list(FAULTS)
+    assert all(hint.endswith(".") and len(hint) > 40 for hint in HINTS.values())
+    table = re.findall(
+        r"^\| `((?:timestamp|customer_key|url)_[a-z_]+)` \|", README.read_text(encoding="utf-8"), re.MULTILINE
     )
-)
-def test_every_spelling_of_an_instant_is_that_instant(parts: list[tuple[datetime, str, int, int, str]]) -> None:
-    """Python's own reading of the same moment is the measure, at any precision, offset and mixture of shapes."""
-    texts: list[str | None] = []
-    expected = []
-    for moment, separator, digits, minutes, form in parts:
-        micro = moment.microsecond // 10 ** (6 - digits) * 10 ** (6 - digits)
-        moment = moment.replace(microsecond=micro)
-        text = moment.strftime("%Y").zfill(4) + moment.strftime(f"-%m-%d{separator}%H:%M:%S")
-        text += f".{micro:06}"[: digits + 1] if digits else ""
-        if form == "Z":
-            offset = UTC
-            text += "Z"
-        else:
-            offset = timezone(timedelta(minutes=minutes))
-            sign, (hours, rest) = "-" if minutes < 0 else "+", divmod(abs(minutes), 60)
-            text += f"{sign}{hours:02}:{rest:02}" if form == "h:m" else f"{sign}{hours:02}{rest:02}"
-        texts.append(text)
-        expected.append(moment.replace(tzinfo=offset).astimezone(UTC))
-    assert instants(texts) == expected
+    assert table == list(FAULTS)
 
 
-def test_a_declared_zone_reads_times_without_offset() -> None:
-    """Summer and winter have their own offsets, a date is its midnight; a time skipped or repeated is unread."""
-    berlin = Time(zone="Europe/Berlin")
-    texts = ["2024-01-15T12:00:00", "2024-07-15 12:00", "2024-07-15", "2024-07-15T12:00:00Z"]
-    assert [i and i.hour for i in instants(texts, berlin)] == [11, 10, 22, 12]
-    assert instants(["2024-03-31T02:30:00", "2024-10-27T02:30:00"], berlin) == [None, None]
-    read = read_instants(pl.Series(["2024-03-31T02:30:00"]), of(berlin))
-    assert read.zoneless.to_list() == [False]
-
-
-def test_declared_formats_are_tried_in_order_and_alone() -> None:
-    """The first that fits wins; ISO 8601 is no longer read unless it is declared."""
-    declared = Time(zone="UTC", formats=["%d.%m.%Y %H:%M", "%m/%d/%Y %H:%M", "epoch_ms"])
-    assert instants(
-        ["02.03.2024 10:00", "03/02/2024 10:00", "1709373600000", None, "2024-03-02T10:00:00Z"], declared
-    ) == [
-        datetime(2024, 3, 2, 10, tzinfo=UTC),
-        datetime(2024, 3, 2, 10, tzinfo=UTC),
-        datetime(2024, 3, 2, 10, tzinfo=UTC),
-        None,
-        None,
-    ]
-    assert instants(["30.02.2024 10:00"], declared) == [None]
-
-
-def test_a_declared_format_carries_its_zone() -> None:
-    """%z and a plain Z say which instant it is; without them a zone must be declared."""
-    assert instants(["1/3/2024 12:00 +0200"], Time(formats=["%d/%m/%Y %H:%M %z"])) == [
-        datetime(2024, 3, 1, 10, tzinfo=UTC)
-    ]
-    assert instants(["2024-03-01 12:00Z"], Time(formats=["%Y-%m-%d %H:%MZ"])) == [datetime(2024, 3, 1, 12, tzinfo=UTC)]
-    read = read_instants(pl.Series(["2024-03-01 12:00"]), of(Time(formats=["%Y-%m-%d %H:%M"])))
-    assert (read.instant.to_list(), read.zoneless.to_list()) == ([None], [True])
+def test_hints_name_only_keys_that_exist() -> None:
+    """A remedy that cannot be configured is none."""
+    known = {f"{section}.{key}" for section, model in SECTIONS.items() for key in model.model_fields}
+    named = {name for hint in HINTS.values() for name in re.findall(r"\b(?:time|rows|csv|columns)\.[a-z_]+", hint)}
+    assert named <= known
+    assert {"time.fold", "rows.whole_number_keys", "csv.null_values"} <= named
 
 
 @pytest.mark.parametrize(
-    ("column", "zone", "expected"),
+    ("row", "expected"),
     [
-        (pl.Series([date(2024, 7, 1)]), "Europe/Berlin", datetime(2024, 6, 30, 22, tzinfo=UTC)),
-        (pl.Series([date(2024, 7, 1)]), None, None),
-        (pl.Series([JULY], dtype=pl.Datetime("ms")), "UTC", datetime(2024, 7, 1, tzinfo=UTC)),
-        (pl.Series([JULY], dtype=pl.Datetime("ns")), None, None),
+        ({"timestamp": "1.54111E+12"}, ["timestamp_spreadsheet_number"]),
+        ({"timestamp": "1709373600000"}, ["timestamp_number"]),
+        ({"timestamp": "2024-06-30T23:59:60Z"}, ["timestamp_leap_second"]),
+        ({"customer_key": "17850.0"}, ["customer_key_whole_number"]),
+        ({"customer_key": "2.82E+18"}, ["customer_key_exponent"]),
+        ({"customer_key": "9007199254740993.0"}, ["customer_key_imprecise"]),
         (
-            pl.Series([JULY]).dt.replace_time_zone("Asia/Tokyo"),
-            None,
-            datetime(2024, 6, 30, 15, tzinfo=UTC),
+            {"timestamp": "45292.5", "customer_key": "1.0"},
+            ["timestamp_spreadsheet_number", "customer_key_whole_number"],
         ),
-        (pl.Series([2**62]).cast(pl.Datetime("ms")), "UTC", None),
     ],
 )
-def test_typed_timestamps_follow_the_same_rules(column: pl.Series, zone: str | None, expected: Any) -> None:
-    """With a zone an instant; without one as text without offset; a count beyond the calendar is unreadable."""
-    assert read_instants(column, of(Time(zone=zone))).instant.to_list() == [expected]
+def test_what_a_number_made_of_a_value_is_named(row: dict[str, str | None], expected: list[str]) -> None:
+    """The faults that reading finds arrive among a row's reasons."""
+    assert reasons(row) == expected
 
 
-@pytest.mark.parametrize("declared", ["%H:%M", "%Q", "%d/%m %H:%M"])
-def test_a_format_that_describes_no_date_is_refused(declared: str) -> None:
-    """Every row would be invalid, or have a day that nobody wrote."""
-    with pytest.raises(ConfigurationError, match=re.escape(declared)):
-        of(Time(formats=[declared]))
+def test_a_mended_key_is_the_key_of_the_row() -> None:
+    """What goes on is the number without its .0, in a valid row."""
+    row = pl.DataFrame([{**GOOD, "customer_key": "17850.0"}], schema=dict.fromkeys(GOOD, pl.String))
+    judged = judge(row, of(rows=Rows(whole_number_keys="mend")))
+    assert judged.valid["customer_key"].to_list() == ["17850"]
+
+
+def test_float_keys_of_a_typed_export_become_text_in_both_parts() -> None:
+    """Valid and invalid rows have text for a key, whatever it was."""
+    rows = pl.DataFrame(
+        {name: [value] * 3 for name, value in GOOD.items()}, schema=dict.fromkeys(GOOD, pl.String)
+    ).with_columns(customer_key=pl.Series([17850.0, float("nan"), 2.0**53]))
+    judged = judge(rows, of(rows=Rows(whole_number_keys="mend")))
+    assert judged.valid["customer_key"].to_list() == ["17850"]
+    assert judged.invalid["customer_key"].to_list() == ["NaN", "9007199254740992.0"]
+    assert judged.invalid["reasons"].to_list() == [["customer_key_not_whole"], ["customer_key_imprecise"]]
