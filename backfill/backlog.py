@@ -46,7 +46,10 @@ class Backlog:
         self._load = load
         self._config = config
         self._journal = journal
-        self._pieces = staging.read_manifest(folder).pieces
+        manifest = staging.read_manifest(folder)
+        # Before the first request of the load: its rows must be accounted for, so it must be possible.
+        staging.check_invalid(folder, manifest)
+        self._pieces = manifest.pieces
         self._first_requests = [piece.first_request for piece in self._pieces]
         self._buckets = iter(_by_lanes(self._pieces))
         self._rest: dict[int, list[Piece]] = {}  # by lane: pieces not yet fetched
@@ -93,6 +96,8 @@ class Backlog:
         ):
             left = unfinished(Part(request, 0, count), by_request.get(request, []))
             ready += [Ready(lane, part, attempts, marked) for part, attempts, marked in left]
+        if ready:  # bits that changed would be sent as they are now; each piece is read whole once more, which is cheap
+            staging.check_piece(self._folder, piece.piece)
         return ready
 
     def _locate(self, part: Part) -> tuple[int, int, int]:

@@ -23,7 +23,7 @@ from backfill.adapters.journal import Journal
 from backfill.backlog import Backlog, Body
 from backfill.core import events as d
 from backfill.core import reply
-from backfill.core.budget import Hours
+from backfill.core.budget import Hours, calls_per_second
 from backfill.core.calls import CALLS
 from backfill.core.config import RunConfig
 from backfill.core.dispatch import Dispatch
@@ -31,34 +31,12 @@ from backfill.core.errors import ConfigurationError, ExitCode, StorageError
 from backfill.core.http1 import request_head
 from backfill.core.lifecycle import Move, Part, Recorded
 from backfill.core.limits import MAX_REPLY_BYTES
+from backfill.core.proxy import Proxies
+from backfill.core.stop import Stop as Stop
 from backfill.core.summary import Progress
 
 REPORT_EVERY_S = 0.5
 """Often enough for a bar that moves, rarely enough to cost nothing."""
-
-
-class Stop:
-    """Signals of the person or scheduler: once means start nothing new, twice means now.
-
-    `request` may be called from a signal handler at any time.
-    """
-
-    def __init__(self) -> None:
-        self.requests = 0
-        self._told: Callable[[], None] | None = None
-
-    @property
-    def requested(self) -> bool:
-        return self.requests > 0
-
-    def request(self) -> None:
-        self.requests += 1
-        if self._told is not None:
-            self._told()
-
-    def tell(self, told: Callable[[], None] | None) -> None:
-        """Call `told` at each request from now on; None ends it."""
-        self._told = told
 
 
 class Delivered(NamedTuple):
@@ -85,8 +63,9 @@ def deliver(
     limit: int | None,
     report: Callable[[Progress], None],
     stop: Stop,
+    proxies: Proxies,
 ) -> Delivered:
-    """Send what is left of a load to `base_url`.
+    """Send what is left of a load to `base_url`, as `proxies` lead there.
 
     `rows`, `rows_done`: interactions of the load, and how many of them are settled already. `proven`, `limit`: as the
     dispatch has them. `allowed` gives the hours on a monotonic clock that shows so many seconds now.
@@ -95,12 +74,13 @@ def deliver(
     """
 
     async def run() -> Delivered:
-        context = _tls(config)
+        context = tls_context(config)
         async with http.Transport(
             ssl_context=context,
             connect_timeout_s=config.api.connect_timeout_s,
             timeout_s=config.api.timeout_s,
             max_reply_bytes=MAX_REPLY_BYTES,
+            proxies=proxies,
         ) as transport:
             timeout = httpx.Timeout(config.api.timeout_s, connect=config.api.connect_timeout_s)
             # The client is not entered: it would close the transport, which is ours.
@@ -142,7 +122,8 @@ def deliver(
     return asyncio.run(run())
 
 
-def _tls(config: RunConfig) -> ssl.SSLContext | None:
+def tls_context(config: RunConfig) -> ssl.SSLContext | None:
+    """Who is trusted beside the system's authorities; None: nobody. Raises: ConfigurationError."""
     if config.api.ca_bundle is None:
         return None
     try:
@@ -346,7 +327,7 @@ class _Delivery:
             self._connections[part] = await self._transport.acquire(self._origin)
         except http.NotSent as error:
             self._bodies.pop(part, None)
-            self._take(d.NotSent(part, error.cause))
+            self._take(d.NotSent(part, error.cause, str(error)))
         except StorageError as error:
             self._staging_failed(error)
         else:
@@ -391,7 +372,7 @@ class _Delivery:
         try:
             raw = await self._transport.exchange(connection, head, body.content)
         except http.NotSent as error:
-            self._take(d.NotSent(part, error.cause))
+            self._take(d.NotSent(part, error.cause, str(error)))
         except http.NoReply as error:
             self._take(d.Unanswered(part, f"no whole reply: {error.cause}", error.status_code))
         except asyncio.CancelledError:
@@ -407,7 +388,8 @@ class _Delivery:
                 unapplied_statuses=self._config.delivery.unapplied_statuses,
                 now=datetime.now(UTC),
             )
-            self._take(d.Replied(part, reply.without_values(verdict, body.content)))
+            known = reply.discreet(verdict, sent=body.content, tid=body.tid, secrets=self._api.secrets)
+            self._take(d.Replied(part, known))
 
     async def _fetch(self, lane: int | None) -> None:
         try:
@@ -440,12 +422,20 @@ class _Delivery:
     async def _report_now_and_then(self) -> None:
         calls = self._dispatch.sent
         at_s = self._loop.time()
+        budget = self._config.budget
+        single = not CALLS[self._config.api.call].many
+        most_per_second = calls_per_second(
+            requests_per_second=budget.requests_per_second,
+            # How many are in a call of many differs from call to call; that share is of its requests.
+            interactions_per_second=budget.interactions_per_second if single else None,
+            interactions_per_call=1,
+        )
         while True:
             await asyncio.sleep(REPORT_EVERY_S)
             now_s = self._loop.time()
             pace = (self._dispatch.sent - calls) / (now_s - at_s)
             calls, at_s = self._dispatch.sent, now_s
-            self._report(self._progress(pace / self._config.budget.requests_per_second))
+            self._report(self._progress(pace / most_per_second))
 
     def _progress(self, budget_share: float | None) -> Progress:
         return Progress(

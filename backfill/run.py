@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -22,10 +22,11 @@ from backfill import stage
 from backfill.adapters import staging
 from backfill.adapters.interaction_api import Credentials
 from backfill.adapters.journal import Journal
+from backfill.adapters.seen import Seen
 from backfill.adapters.state import Export, JobFile, Load, StateDirectory, Tenant
 from backfill.backlog import Backlog, planned
-from backfill.core.account import CustomerKeys
-from backfill.core.budget import Hours
+from backfill.core.budget import Hours, calls_per_second
+from backfill.core.calls import CALLS
 from backfill.core.config import RunConfig
 from backfill.core.errors import (
     BackfillError,
@@ -37,59 +38,52 @@ from backfill.core.errors import (
 )
 from backfill.core.events import Stopped
 from backfill.core.freeze import differences, frozen
-from backfill.core.limits import MAX_INTERACTIONS
+from backfill.core.proxy import Proxies
 from backfill.core.summary import ExportCounts, Progress, Summary, exit_code
 from backfill.core.window import closes_at as window_closes_at
 from backfill.core.window import day_begins_at, takes_s
 from backfill.core.window import opens_at as window_opens_at
 from backfill.core.window import parse as parse_window
+from backfill.core.wording import nothing_to_go_on_with
 from backfill.deliver import Stop, deliver
-from backfill.intake import must_be_unchanged, take_in
-from backfill.settle import LoadOnDisk, settle
+from backfill.intake import take_in, what_became_of
+from backfill.repeats import Repeats, is_remembered
+from backfill.settle import loads_on_disk, must_not_be_ahead, require_ledger_key, settle
 
 __all__ = ["Order", "Stop", "execute"]
 
 STATUS_EVERY_S = 1.0
 """`status` shows a running job as it was at most this long ago."""
 
-LAST_REQUEST = 2**62
-"""Beyond every request number: for asking about a whole load."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """What the user asked for.
 
-    `exports`: files, directories and globs as given. `limit`: interactions to send at the most, a trial.
-    `require_state`: refuse to begin a job anew, as a retry on another machine would. `connect_to`: where the calls
-    really go, when that is not `config.api.base_url` (the sandbox has a new port each time, the tenant it stands for
-    stays the same).
+    `exports`: files, directories and globs as given. `changed`: known ones with other content are taken as new.
+    `limit`: interactions to send at the most, a trial.
+    `connect_to`: where the calls really go, when that is not `config.api.base_url` (the sandbox has a new port each
+    time, the tenant it stands for stays the same). `proxies`: what leads to both, and to where tokens come from.
+    `ledger_key`: for a ledger that names customers by "hmac".
     """
 
     config: RunConfig
     exports: tuple[Path, ...]
     state: Path
     credentials: Credentials
+    changed: bool = False
     limit: int | None = None
-    require_state: bool = False
     connect_to: str | None = None
+    proxies: Proxies = field(default_factory=Proxies)
+    ledger_key: str | None = field(default=None, repr=False)
 
 
 def execute(order: Order, *, report: Callable[[Progress], None], stop: Stop) -> Summary:
-    """Carry out an order and account for it.
+    """Carry out an order and account for it. The caller holds the lock of the state directory.
 
     Raises: BackfillError where the job cannot be worked on at all; what stops a delivery stands in the summary.
     """
-    state = StateDirectory(order.state)
-    if not order.exports and not state.exists():
-        raise Unusable(_nothing_to_go_on_with(order.state))
-    if order.require_state and not state.exists():
-        raise Unusable(
-            f"{order.state} holds no job, and --require-state forbids to begin one: rows that were sent from elsewhere "
-            "would be sent again. Bring the state directory here, or name the right --state."
-        )
-    with state.lock("run"):
-        return _Execution(order, state, report, stop).run()
+    return _Execution(order, StateDirectory(order.state), report, stop).run()
 
 
 class _Execution:
@@ -112,6 +106,7 @@ class _Execution:
         )
         self._job = state.read_job() or JobFile(tenant=tenant)
         self._must_be(tenant)
+        require_ledger_key(order.ledger_key, self._job, self._config.ledger.customer_key)
 
     def _must_be(self, tenant: Tenant) -> None:
         known = self._job.tenant
@@ -124,13 +119,23 @@ class _Execution:
                 )
 
     def run(self) -> Summary:
-        if not self._order.exports and not self._job.loads:  # every earlier execution was refused
-            raise Unusable(_nothing_to_go_on_with(self._state.path))
-        self._sweep()
-        with Journal(self._state.path / "journal.db") as journal:
+        place = self._state.path / "journal.db"
+        nothing_to_do = not self._order.exports and not self._job.loads  # every earlier execution was refused
+        if nothing_to_do and not place.exists():
+            raise Unusable(nothing_to_go_on_with(self._state.path))
+        # It is made before the first load is frozen, so beside a load an empty one is a lost one.
+        with Journal(place, must_exist=bool(self._job.loads)) as journal:
+            journal.must_be_original()
+            self._must_know_what_was_sent(journal)
+            if nothing_to_do:
+                raise Unusable(nothing_to_go_on_with(self._state.path))
+            self._sweep()
+            Seen(self._state.path).forget_after(len(self._job.loads))
             journal.begin(
                 command="run",
-                settings=self._config.model_dump(mode="json", include={"budget", "delivery", "api"}),
+                settings=self._config.model_dump(
+                    mode="json", include={"budget": True, "delivery": True, "api": True, "rows": {"max_rejected"}}
+                ),
                 pid=os.getpid(),
                 host=socket.gethostname(),
                 at_ms=time.time_ns() // 1_000_000,
@@ -153,30 +158,50 @@ class _Execution:
 
     def _work(self, journal: Journal) -> Summary:
         unfinished = [load for load in self._job.loads if not self._is_finished(journal, load.load)]
-        intake = take_in(self._order.exports, self._job, unfinished={load.load for load in unfinished})
+        intake = take_in(
+            self._order.exports,
+            self._job,
+            unfinished={load.load for load in unfinished},
+            changed=self._order.changed,
+        )
         self._warnings += intake.warnings
+        self._must_be_known_again(intake.changed)
+        if unfinished or intake.new:
+            self._order.credentials.require()
+            self._order.proxies.require(self._config.api.base_url, self._config.api.token_url)
+            self._look_at_the_clock(journal)
         new = self._unfreeze_changed(journal, unfinished, intake.new)
         unfinished = [load for load in unfinished if load in self._job.loads]
-        if unfinished or new:
-            self._order.credentials.require()
-            self._look_at_the_clock(journal)
         for load in unfinished:
             self._go_through(journal, load.load)
+        staged = None
         if new and self._stopped is None:
             try:
-                staged = self._stage(new)
+                staged = self._stage(journal, new)
             except Unusable:
-                if unfinished:  # what they came to must stand in the ledger, though the new exports are refused
+                # What the others came to must stand in the ledger, and nothing of a load that is not there any more.
+                if unfinished or new != intake.new:
                     self._settle(journal, intake.named)
                 raise
             if staged is not None:
                 self._go_through(journal, staged.load)
-        if self._stopped is not None:
-            taken = {export.path for load in self._job.loads for export in load.exports}
-            self._not_taken = tuple(path for path in new if str(path) not in taken)
+        if staged is None:
+            self._not_taken = tuple(new)
         return self._settle(journal, intake.named)
 
     # What is there
+
+    def _must_know_what_was_sent(self, journal: Journal) -> None:
+        """A job.toml that was lost, or put back from before the newest load, would have its rows sent again."""
+        unknown = len(self._job.loads) + 1
+        if not journal.is_unapplied(unknown):
+            place = self._state.path / "job.toml"
+            raise StorageError(
+                f"{place} {'is older than the journal' if place.exists() else 'is missing'}: load {unknown} was sent, "
+                "wholly or in part, and nothing tells what is in it. Restore it from a backup; do not begin anew, or "
+                "rows would be sent again."
+            )
+        must_not_be_ahead(loads_on_disk(self._state.path, self._job), journal, self._state.path)
 
     def _sweep(self) -> None:
         """Remove what an execution left that died before its load was frozen: nothing of it was sent."""
@@ -186,6 +211,22 @@ class _Execution:
             for folder in staged.iterdir():
                 if folder.name not in frozen_loads:
                     _remove(folder)
+
+    def _must_be_known_again(self, changed: Sequence[Path]) -> None:
+        """Of an export that was staged before, only the new rows may be sent: so the others must be told from them."""
+        if changed and self._config.rows.duplicates == "send":
+            raise ConfigurationError(
+                f'{changed[0]} was staged before, and under rows.duplicates = "send" --changed would send all of its '
+                'rows again. Set rows.duplicates = "skip", or give the rows that are new a file with a new name.'
+            )
+        for load in self._job.loads:
+            again = sorted({export.path for export in load.exports} & set(map(str, changed)))
+            if again and not is_remembered(self._state.path, load.load):
+                raise Unusable(
+                    f"{again[0]} was staged before in load {load.load}, of which {self._state.path / 'seen'} holds too "
+                    "little to tell its rows from new ones, so --changed would send some again. Restore seen from a "
+                    "backup, or give the rows that are new a file with a new name."
+                )
 
     def _is_finished(self, journal: Journal, load: int) -> bool:
         folder = self._folder(load)
@@ -201,31 +242,41 @@ class _Execution:
     def _unfreeze_changed(
         self, journal: Journal, unfinished: Sequence[Load], new: tuple[Path, ...]
     ) -> tuple[Path, ...]:
-        """Compare the frozen keys of unfinished loads. A load that nothing was sent of is spooled again."""
+        """Compare the frozen keys of unfinished loads. One of which nothing may have been applied is spooled again."""
         for load in unfinished:
-            changed = differences(load.config, frozen(self._config))
+            changed = "; ".join(differences(load.config, frozen(self._config)))
             if not changed:
                 continue
-            paths = [Path(export.path) for export in load.exports]
-            untouched = journal.newest_move(load.load, 0, LAST_REQUEST) == 0
-            if not untouched or load is not self._job.loads[-1] or not all(path.exists() for path in paths):
+            hindrance = self._hindrance(journal, load)
+            if hindrance is not None:
                 raise ConfigurationError(
-                    f"Load {load.load} is unfinished and was staged with other settings: {'; '.join(changed)}. "
-                    "Put them back until it is finished, then change them."
+                    f"Load {load.load} is unfinished and was staged with other settings: {changed}. {hindrance} "
+                    "Put the settings back until it is finished, then change them."
                 )
-            for path, export in zip(paths, load.exports, strict=True):
-                must_be_unchanged(path, export, surely=True)
+            if self._stopped is not None:  # outside the time window: it stays as it is
+                continue
             self._warnings.append(
-                f"Load {load.load}, of which nothing was sent, is staged again: {'; '.join(changed)}."
+                f"Load {load.load}, of which nothing can have been applied, is staged again: {changed}."
             )
             self._write_job(replace(self._job, loads=self._job.loads[:-1]))
             _remove(self._folder(load.load))
-            new = (*paths, *new)
+            Seen(self._state.path).forget_after(load.load - 1)
+            new = (*(Path(export.path) for export in load.exports), *new)
         return new
+
+    def _hindrance(self, journal: Journal, load: Load) -> str | None:
+        """Why a load cannot be spooled again with other settings, as a sentence; None if it can."""
+        if load is not self._job.loads[-1] or not journal.is_unapplied(load.load):
+            return "Rows of it were sent, or decided about, so it keeps those."
+        for export in load.exports:
+            became = what_became_of(Path(export.path), export, surely=True)
+            if became is not None:
+                return f"It can be staged anew only from its exports as they were, but {export.path}: {became}"
+        return None
 
     # The stations
 
-    def _stage(self, new: Sequence[Path]) -> Load | None:
+    def _stage(self, journal: Journal, new: Sequence[Path]) -> Load | None:
         number = len(self._job.loads) + 1
         folder = self._folder(number)
         try:
@@ -234,6 +285,7 @@ class _Execution:
                 self._config,
                 folder,
                 load=number,
+                first_request=journal.highest_request(number) + 1,
                 now=datetime.now(UTC),
                 report=self._report,
                 stopped=lambda: self._stop.requested,
@@ -251,9 +303,17 @@ class _Execution:
             return
         folder = self._folder(load)
         try:
-            stage.arrange(folder, self._config, report=self._report, stopped=lambda: self._stop.requested)
+            stage.arrange(
+                folder,
+                self._config,
+                repeats=Repeats(self._state.path, load, journal),
+                report=self._report,
+                stopped=lambda: self._stop.requested,
+            )
         except StoppedEarly as error:
             self._stopped = Stopped(code=ExitCode.STOPPED_EARLY, reason=error.message)
+            return
+        if self._is_finished(journal, load):  # all of it was met before: not even a token is needed
             return
         allowed = self._look_at_the_clock(journal)
         if allowed is None:
@@ -274,6 +334,7 @@ class _Execution:
             limit=self._left_of_limit,
             report=self._report,
             stop=self._stop,
+            proxies=self._order.proxies,
         )
         self._calls += delivered.calls
         if self._left_of_limit is not None:
@@ -312,10 +373,7 @@ class _Execution:
 
     def _settle(self, journal: Journal, named: Sequence[Path]) -> Summary:
         counts = settle(
-            [
-                LoadOnDisk(load=load.load, folder=self._folder(load.load), customer_keys=_customer_keys(load))
-                for load in self._job.loads
-            ],
+            loads_on_disk(self._state.path, self._job, self._order.ledger_key),
             journal,
             self._state.path,
             report=self._report,
@@ -326,6 +384,7 @@ class _Execution:
         resume_after_s = self._stopped.resume_after_s if self._stopped else None
         budget = self._config.budget
         remaining_calls = sum(self._remaining_calls(load.load, counts) for load in self._job.loads)
+        unsent = sum(each.outcomes.get("unsent", 0) for each in counts)
         return Summary(
             exports=described,
             exit_code=exit_code(
@@ -346,7 +405,11 @@ class _Execution:
             remaining_calls=remaining_calls,
             remaining_s=takes_s(
                 remaining_calls,
-                per_second=budget.requests_per_second,
+                per_second=calls_per_second(
+                    requests_per_second=budget.requests_per_second,
+                    interactions_per_second=budget.interactions_per_second,
+                    interactions_per_call=unsent / max(1, remaining_calls),
+                ),
                 per_day=budget.requests_per_day,
                 window=None if budget.window is None else parse_window(budget.window),
             ),
@@ -359,7 +422,7 @@ class _Execution:
         unsent = sum(each.outcomes.get("unsent", 0) for each in counts if each.load == load)
         folder = self._folder(load)
         if not unsent or not self._is_arranged(folder):
-            return -(-unsent // MAX_INTERACTIONS)
+            return -(-unsent // CALLS[self._config.api.call].most)
         plan = planned(folder, staging.read_manifest(folder))
         return math.ceil(unsent * plan.requests / plan.interactions)
 
@@ -407,14 +470,6 @@ def _shape(config: RunConfig) -> str:
         mode="json", include={"api": {"base_url", "site_key", "call"}, "wire": True, "columns": True}
     )
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _nothing_to_go_on_with(state: Path) -> str:
-    return f"{state} holds no job yet, so there is nothing to go on with. Name the exports to send."
-
-
-def _customer_keys(load: Load) -> CustomerKeys:
-    return "omit" if load.config["ledger"]["customer_key"] == "omit" else "plain"
 
 
 def _fingerprints(spooled: staging.Manifest) -> tuple[Export, ...]:

@@ -5,7 +5,7 @@ kill at any instant costs nothing but the work.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -23,11 +23,15 @@ from backfill.adapters.ledger import (
     part_path,
     stamp,
 )
-from backfill.core.account import CustomerKeys, add_counts, count_outcomes, invalid_lines, sent_lines
+from backfill.adapters.state import JobFile, Load
+from backfill.core.account import CustomerKeys, add_counts, count_outcomes, invalid_lines, made_with, sent_lines
 from backfill.core.arrange import Piece
-from backfill.core.errors import StorageError
+from backfill.core.errors import ConfigurationError, StorageError
 from backfill.core.lifecycle import Standing
 from backfill.core.summary import OUTCOMES, ExportCounts, Progress
+
+_LAST_REQUEST = 2**62
+"""Beyond every request number: for asking about a whole load."""
 
 
 class Journal(Protocol):
@@ -40,11 +44,50 @@ class Journal(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOnDisk:
-    """A frozen load: its number, its staged folder, and how its ledger names customers (frozen with it)."""
+    """A frozen load: its number, its staged folder, and how its ledger names customers (frozen with it).
+
+    `exports`: their paths, for rows of later loads that repeat some of theirs. `ledger_key`: what makes pseudonyms of
+    customers where that is by "hmac".
+    """
 
     load: int
     folder: Path
     customer_keys: CustomerKeys = "plain"
+    ledger_key: str | None = field(default=None, repr=False)
+    exports: tuple[str, ...] = ()
+
+
+def require_ledger_key(ledger_key: str | None, job: JobFile, configured: CustomerKeys = "plain") -> None:
+    """Raises: ConfigurationError where customers are to be named by "hmac" and nothing to make it with was given.
+
+    Asked before anything is sent, since without it nothing can be settled.
+    """
+    loads = [load.load for load in job.loads if _customer_keys(load) == "hmac"]
+    if ledger_key is None and (loads or configured == "hmac"):
+        whose = f"The ledger of load {loads[0]} names" if loads else "ledger.customer_key names"
+        raise ConfigurationError(
+            f'{whose} customers by "hmac", and there is no key to make it with. Set BACKFILL_LEDGER_KEY, or '
+            "BACKFILL_LEDGER_KEY_FILE to a file that holds it: the same one every time."
+        )
+
+
+def _customer_keys(load: Load) -> CustomerKeys:
+    kept = load.config.get("ledger", {}).get("customer_key")
+    return "omit" if kept == "omit" else "hmac" if kept == "hmac" else "plain"
+
+
+def loads_on_disk(state: Path, job: JobFile, ledger_key: str | None = None) -> list[LoadOnDisk]:
+    """All loads that the job has frozen."""
+    return [
+        LoadOnDisk(
+            load=load.load,
+            folder=state / "staged" / str(load.load),
+            customer_keys=_customer_keys(load),
+            ledger_key=ledger_key,
+            exports=tuple(export.path for export in load.exports),
+        )
+        for load in job.loads
+    ]
 
 
 def settle(
@@ -66,8 +109,9 @@ def settle(
     progress = _Report(report, sum(export.rows for manifest in manifests for export in manifest.exports))
     entries: list[LoadEntry] = []
     parts: list[PartEntry] = []
+    exports = {load.load: load.exports for load in loads}
     for load, manifest in zip(loads, manifests, strict=True):
-        settled = _Settling(load, manifest, journal, ledger, before, progress).settle()
+        settled = _Settling(load, manifest, exports, journal, ledger, before, progress).settle()
         entries.append(settled.entry)
         parts += settled.parts
     after = Manifest(
@@ -81,6 +125,26 @@ def settle(
         for entry in entries
         for export in entry.exports
     )
+
+
+def must_not_be_ahead(loads: Sequence[LoadOnDisk], journal: Journal, state: Path) -> None:
+    """A ledger that knows more than the journal was made from another: one that was put back is older than what was
+    sent, and going on with it would send rows again.
+
+    Raises: StorageError.
+    """
+    try:
+        manifest = Ledger(state).read_manifest() or Manifest()
+    except Unreadable:
+        return
+    for load in loads:
+        newest = max((part.journal_moves for part in manifest.parts_of(load.load)), default=0)
+        if newest > journal.newest_move(load.load, 0, _LAST_REQUEST):
+            raise StorageError(
+                f"The journal {state / 'journal.db'} is older than the ledger that was made from it: what was sent of "
+                f"load {load.load} since then would be sent again. Put the newest journal back, with journal.db-wal if "
+                "there is one; do not go on with this one."
+            )
 
 
 class _Settled(NamedTuple):
@@ -117,6 +181,7 @@ class _Settling:
         self,
         load: LoadOnDisk,
         manifest: staging.Manifest,
+        exports_by_load: Mapping[int, Sequence[str]],
         journal: Journal,
         ledger: Ledger,
         before: Manifest,
@@ -124,11 +189,13 @@ class _Settling:
     ) -> None:
         self._load = load
         self._manifest = manifest
+        self._exports_by_load = exports_by_load
         self._journal = journal
         self._ledger = ledger
         self._progress = progress
         self._exports = [export.path for export in manifest.exports]
-        same_keys = any(entry.load == load.load and entry.customer_keys == load.customer_keys for entry in before.loads)
+        self._keys = made_with(load.customer_keys, load.ledger_key)
+        same_keys = any(entry.load == load.load and entry.customer_keys == self._keys for entry in before.loads)
         self._before = {part.path: part for part in before.parts_of(load.load)} if same_keys else {}
 
     def settle(self) -> _Settled:
@@ -152,18 +219,27 @@ class _Settling:
             ExportEntry(export.path, export.rows, _every_outcome(counts.get(export.path, {})))
             for export in self._manifest.exports
         )
-        return _Settled(LoadEntry(self._load.load, complete, self._load.customer_keys, exports), parts)
+        return _Settled(LoadEntry(self._load.load, complete, self._keys, exports), parts)
 
     def _sources(self, arranged: Sequence[Piece]) -> Iterator[_Source]:
         """The pieces, then the files of invalid rows: parts are numbered in this order, whatever is arranged."""
         load, folder, exports, keys = self._load.load, self._load.folder, self._exports, self._load.customer_keys
+        ledger_key = self._load.ledger_key
         for piece in arranged:
             first, last = piece.first_request, piece.first_request + piece.rows - 1
 
             def lines(piece: Piece = piece, first: int = first, last: int = last) -> pl.DataFrame:
                 standings = self._journal.standings(load, first, last)
                 rows = staging.rows(folder, piece.piece)
-                return sent_lines(rows, standings, load=load, exports=exports, customer_keys=keys)
+                return sent_lines(
+                    rows,
+                    standings,
+                    load=load,
+                    exports=exports,
+                    customer_keys=keys,
+                    ledger_key=ledger_key,
+                    exports_by_load=self._exports_by_load,
+                )
 
             yield _Source(
                 part_path(load, piece.piece),
@@ -176,7 +252,7 @@ class _Settling:
 
             def refused(part: int = part) -> pl.DataFrame:
                 invalid = staging.invalid(folder, part)
-                return invalid_lines(invalid, load=load, exports=exports, customer_keys=keys)
+                return invalid_lines(invalid, load=load, exports=exports, customer_keys=keys, ledger_key=ledger_key)
 
             yield _Source(
                 part_path(load, len(self._manifest.pieces) + part),

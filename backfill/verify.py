@@ -5,6 +5,7 @@ journal's own table. Changes nothing and sends nothing. Findings name files, exp
 stands in them.
 """
 
+import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,10 @@ from backfill.adapters import staging
 from backfill.adapters.journal import Journal
 from backfill.adapters.ledger import Ledger, LoadEntry, Manifest, Unreadable, part_path, stamp
 from backfill.adapters.state import Load, StateDirectory
-from backfill.core.account import LEDGER_SCHEMA, add_counts, count_outcomes
+from backfill.core.account import LEDGER_SCHEMA, add_counts, count_outcomes, made_with
 from backfill.core.arrange import Piece
 from backfill.core.errors import StorageError, Unusable
-from backfill.core.lifecycle import Part, Standing, State
+from backfill.core.lifecycle import MOVES, STATE_OF_PARTS, Move, Part, Standing, State
 from backfill.core.replay import Fate, replay, replayed_lines, untiled
 from backfill.core.summary import OUTCOMES, ExportCounts
 
@@ -86,9 +87,10 @@ class Verdict:
         return all(check.ok for check in self.checks)
 
 
-def verify(state: Path) -> Verdict:
+def verify(state: Path, ledger_key: str | None = None) -> Verdict:
     """Recomputes the account of a job from its files alone. Takes no lock: the caller sees that no execution runs.
 
+    `ledger_key`: for a ledger that names customers by "hmac"; without it all is checked but how they are named.
     Memory: one piece at a time, and one bit for each row of a load.
     Raises: Unusable where there is no job; StorageError where job.toml or the journal cannot be read at all.
     """
@@ -105,10 +107,11 @@ def verify(state: Path) -> Verdict:
         findings.wrong("files", str(error))
         manifest = Manifest()
     exports: list[ExportCounts] = []
-    if loads:
-        with Journal.existing(state / "journal.db") as journal:
+    place = state / "journal.db"
+    if loads or place.exists():  # a job.toml that was lost is noticed by what was sent
+        with Journal(place, must_exist=bool(loads)) as journal:
             for load in loads:
-                exports += _LoadVerifier(load, state, journal, ledger, manifest, findings).verify()
+                exports += _LoadVerifier(load, state, journal, ledger, manifest, findings, ledger_key, loads).verify()
             _no_other_load(journal, manifest, len(loads), findings)
     return Verdict(checks=findings.checks(), exports=tuple(exports))
 
@@ -199,6 +202,8 @@ class _LoadVerifier:
         ledger: Ledger,
         manifest: Manifest,
         findings: _Findings,
+        ledger_key: str | None,
+        loads: Sequence[Load],
     ) -> None:
         self._load = load
         self._number = load.load
@@ -208,10 +213,14 @@ class _LoadVerifier:
         self._findings = findings
         self._entry: LoadEntry | None = next((each for each in manifest.loads if each.load == load.load), None)
         self._parts = {part.path: part for part in manifest.parts_of(load.load)}
+        self._exports_by_load = {each.load: [export.path for export in each.exports] for each in loads}
+        self._rows_read = {each.load: [export.rows for export in each.exports] for each in loads}
         self._in_ledger = self._entry is not None and self._entry.complete
         self._all_current = self._in_ledger
         self._staged_anew = False
-        self._omits_customers = load.config.get("ledger", {}).get("customer_key") == "omit"
+        self._customer_keys = load.config.get("ledger", {}).get("customer_key")
+        self._ledger_key = ledger_key
+        self._unchecked = self._why_unchecked()
         self._recomputed: dict[str, dict[str, int]] = {}
         self._counted: dict[str, dict[str, int]] = {}
         self._rows = {export.path: _Rows(export.rows) for export in load.exports}
@@ -261,16 +270,24 @@ class _LoadVerifier:
             return False
         try:
             mark = stamp(staging.rows_file(self._folder, piece.piece))
+            staging.check_piece(self._folder, piece.piece)
             rows = staging.rows(self._folder, piece.piece)
             sizes = self._sizes(name, rows)
             planned = staging.request_index(self._folder, piece.piece)
             played = replay(moves, sizes)
-            expected = replayed_lines(rows, played, load=self._number, exports=[each.path for each in staged.exports])
+            expected = replayed_lines(
+                rows,
+                played,
+                load=self._number,
+                exports=[each.path for each in staged.exports],
+                exports_by_load=self._exports_by_load,
+            )
         except (StorageError, Unreadable, PolarsError, PanicException) as error:
             self._findings.wrong("staged", f"{name} cannot be read ({type(error).__name__})")
             return False
         if dict(planned.select("request", "count").iter_rows()) != sizes:
             self._findings.wrong("staged", f"{name} has rows for other requests than are planned")
+        self._originals_exist(name, rows)
         if rows.height != piece.rows:
             self._findings.wrong("staged", f"{name} has {rows.height:,} rows instead of {piece.rows:,}")
         self._findings.saw("staged", "pieces", 1)
@@ -313,6 +330,20 @@ class _LoadVerifier:
         self._findings.saw("staged", "files of invalid rows", 1)
         self._look_at(_Staged(part_path(self._number, len(staged.pieces) + part), 0, mark, expected))
         return True
+
+    def _originals_exist(self, name: str, rows: pl.DataFrame) -> None:
+        """A duplicate names an earlier load, or its own, and a row that was read there."""
+        repeats = rows.filter(pl.col("duplicate_of_row").is_not_null()).select(
+            pl.col("duplicate_of_load").fill_null(self._number).alias("load"), "duplicate_of_export", "duplicate_of_row"
+        )
+        for load, export, first, last in (
+            repeats.group_by("load", "duplicate_of_export")
+            .agg(first=pl.col("duplicate_of_row").min(), last=pl.col("duplicate_of_row").max())
+            .iter_rows()
+        ):
+            read = self._rows_read.get(load, []) if load <= self._number else []
+            if export >= len(read) or not 1 <= first <= last <= read[export]:
+                self._findings.wrong("staged", f"{name} has duplicates of rows that load {load} does not have")
 
     def _sizes(self, name: str, rows: pl.DataFrame) -> dict[int, int]:
         """Interactions by request. Positions have to be 0, 1, 2, ... in each."""
@@ -365,11 +396,7 @@ class _LoadVerifier:
 
     def _look_at(self, staged: _Staged) -> None:
         """Counts what a staged file comes to, and compares it with its part of the ledger, if it has one."""
-        if self._omits_customers:
-            nobody = pl.lit(None, pl.String)
-            staged = staged._replace(
-                expected=staged.expected.with_columns(customer_key=nobody, customer_key_name=nobody)
-            )
+        staged = staged._replace(expected=self._with_customers_named(staged.expected))
         add_counts(self._recomputed, count_outcomes(staged.expected))
         lines = self._compare(staged) if self._in_ledger else staged.expected
         if lines is None:
@@ -380,6 +407,28 @@ class _LoadVerifier:
             rows = self._rows.get(str(export))
             if rows is not None:  # else the export's name differs, which is a finding already
                 rows.tick(of_export["row"].to_list())
+
+    def _why_unchecked(self) -> str | None:
+        """Why the ledger's customer keys cannot be compared, in a few words; None where they can."""
+        if self._customer_keys != "hmac":
+            return None
+        if self._ledger_key is None:
+            return "BACKFILL_LEDGER_KEY is not set"
+        if self._entry is not None and self._entry.customer_keys != made_with("hmac", self._ledger_key):
+            return "made with another BACKFILL_LEDGER_KEY; a run writes them anew"
+        return None
+
+    def _with_customers_named(self, expected: pl.DataFrame) -> pl.DataFrame:
+        """The lines with customers named as the load's ledger does, if that can be known here."""
+        if self._customer_keys == "omit":
+            nobody = pl.lit(None, pl.String)
+            return expected.with_columns(customer_key=nobody, customer_key_name=nobody)
+        if self._customer_keys == "hmac" and self._unchecked is None and self._ledger_key is not None:
+            secret = self._ledger_key.encode()
+            keys = expected["customer_key"].drop_nulls().unique().to_list()
+            names = {key: hmac.digest(secret, key.encode(), "sha256").hex() for key in keys}
+            return expected.with_columns(pl.col("customer_key").replace_strict(names, return_dtype=pl.String))
+        return expected
 
     def _compare(self, staged: _Staged) -> pl.DataFrame | None:
         """The lines of the part, None where they cannot be read or belong to rows that were staged anew."""
@@ -426,6 +475,9 @@ class _LoadVerifier:
         self._report(f"{name} doubles", lines.filter(pl.struct("export", "row").is_duplicated()), "lines")
         for check, columns in (("lines", _STAGED_COLUMNS), ("outcomes", _FATE_COLUMNS if with_fates else ())):
             for column in columns:
+                if column == "customer_key" and self._unchecked is not None:
+                    self._findings.saw("lines", f"customer keys not compared ({self._unchecked})", lines.height)
+                    continue
                 differ = in_both.filter(pl.col(column).ne_missing(pl.col(f"{column} in ledger")))
                 self._report(f"{name} has another {column} for", differ, check)
         self._findings.saw("lines", "rows", lines.height)
@@ -451,8 +503,11 @@ class _LoadVerifier:
             )
 
     def _requests_beyond(self, staged: staging.Manifest) -> None:
-        """Requests that no piece can hold."""
-        beyond = 1 + sum(piece.rows for piece in staged.pieces)
+        """Requests that no piece can hold. Those before the first one are of an earlier staging: none was applied."""
+        first_request = staged.pieces[0].first_request if staged.pieces else _LAST_REQUEST
+        beyond = first_request + sum(piece.rows for piece in staged.pieces)
+        if not _nothing_applied(self._journal, self._number, 1, first_request - 1):
+            self._findings.wrong("history", f"load {self._number} was staged anew after rows of it had been sent")
         for first, last in ((-_LAST_REQUEST, 0), (beyond, _LAST_REQUEST)):
             if self._journal.newest_move(self._number, first, last):
                 self._findings.wrong("history", f"load {self._number} has moves of requests that were never staged")
@@ -516,9 +571,27 @@ class _LoadVerifier:
 
 def _no_other_load(journal: Journal, manifest: Manifest, loads: int, findings: _Findings) -> None:
     """Nothing was sent or accounted for that job.toml does not know of."""
-    if journal.newest_move(loads + 1, -_LAST_REQUEST, _LAST_REQUEST):
+    # What was tried and not applied may be staged anew; stopped before that is frozen, it is in no load for a while.
+    if not _nothing_applied(journal, loads + 1, -_LAST_REQUEST, _LAST_REQUEST):
         findings.wrong("history", f"load {loads + 1} was sent, but job.toml does not know it")
     named = {load.load for load in manifest.loads} | {part.load for part in manifest.parts}
     for load in sorted(named):
         if not 1 <= load <= loads:
             findings.wrong("files", f"the ledger's manifest names load {load}, which job.toml does not know")
+
+
+_STATE_AFTER = {move: after for (_, move), after in MOVES.items()}
+
+
+def _nothing_applied(journal: Journal, load: int, first_request: int, last_request: int) -> bool:
+    """Whether the history left all of these requests planned, and none of them was ever sent again on a guess."""
+    states: dict[Part, State] = {}
+    try:
+        moves = journal.moves(load, first_request, last_request)
+    except ValueError:  # a word that is no move
+        return False
+    for made, _, _ in moves:
+        states[made.part] = _STATE_AFTER[made.move]
+        states |= dict.fromkeys(made.into, STATE_OF_PARTS.get(made.move, State.PLANNED))
+    again = any(made.move is Move.DECIDED_RESEND for made, _, _ in moves)
+    return not again and all(state in (State.PLANNED, State.SPLIT) for state in states.values())

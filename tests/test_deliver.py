@@ -27,6 +27,7 @@ from backfill.core.config import RunConfig
 from backfill.core.errors import ConfigurationError, ExitCode, StorageError
 from backfill.core.events import Fetched
 from backfill.core.lifecycle import Move, Part, Recorded, State
+from backfill.core.proxy import Proxies
 from backfill.core.settings import parse
 from backfill.core.summary import Progress
 from backfill.deliver import Delivered, Stop, deliver
@@ -97,6 +98,7 @@ class Job:
                 limit=None,
                 report=report,
                 stop=stop or Stop(),
+                proxies=Proxies(),
             )
         finally:
             # A connection cancelled in the very moment of success is left to the garbage collector (see the transport);

@@ -92,16 +92,43 @@ def test_a_touched_file_with_the_same_content_is_known(folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------- changed and gone
 
 
-@pytest.mark.parametrize("content", ["timestamp,url\n", "timestamp,url\n2024-03-01T00:00:00Z,api://JUNE.csv\n"])
-def test_a_known_file_with_other_content_is_refused(folder: Path, content: str) -> None:
-    """Shorter, or of the very same size: staged rows would be sent a second time, so nothing is."""
+FIRST = "2024-03-01T00:00:00Z,api://june.csv\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "became"),
+    [
+        ("timestamp,url\n", "it has shrunk from 50 to 14 bytes."),
+        (f"timestamp,url\n{FIRST}".upper(), "it still has 50 bytes, but not the same ones."),
+        (
+            f"timestamp,url\n{FIRST}{FIRST}",
+            "it has grown by 36 bytes at its end; the 50 bytes before them, in which its 1 staged rows stand, are "
+            "unchanged.",
+        ),
+        (f"timestamp,url\n\n{FIRST}", "it has grown from 50 to 51 bytes, and not only at its end."),
+    ],
+)
+def test_a_known_file_with_other_content_is_refused(folder: Path, content: str, became: str) -> None:
+    """Whatever its size now: staged rows would be sent a second time, so nothing is. It says what became of it."""
     june = written(folder / "june.csv")
     job = knowing([june])
     written(june, content)
     message = refusal([june], job)
-    assert message.startswith(f"{june} was staged before with other content")
-    assert "Nothing was sent" in message
-    assert "new name" in message
+    assert message.startswith(f"{june} was staged before with other content: {became} Nothing was sent.")
+    assert "run with --changed" in message
+    assert "without naming it" not in message
+
+
+def test_a_large_file_that_has_grown_is_compared_to_its_known_size_only(folder: Path) -> None:
+    """Over several blocks of reading, ending within one: what was appended has no part in it."""
+    june = written(folder / "june.csv", "timestamp,url\n" + FIRST * 60_000)
+    job = knowing([june])
+    with june.open("a") as file:
+        file.write(FIRST * 30_000)
+    assert "it has grown by 1,080,000 bytes at its end" in refusal([june], job)
+    content = june.read_bytes()
+    june.write_bytes(content[:2_160_000] + b"?" + content[2_160_001:])
+    assert "not only at its end" in refusal([june], job)
 
 
 def test_of_an_unfinished_load_the_content_decides(folder: Path) -> None:
@@ -112,7 +139,7 @@ def test_of_an_unfinished_load_the_content_decides(folder: Path) -> None:
     june.write_text(june.read_text().replace("00:00:00", "23:59:59"))
     os.utime(june, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert take_in([june], job).new == ()
-    with pytest.raises(ExportError, match="other content"):
+    with pytest.raises(ExportError, match=r"other content.*run without naming it"):
         take_in([june], job, unfinished={1})
 
 
@@ -253,3 +280,50 @@ def test_a_known_link_that_leads_nowhere_is_gone(folder: Path) -> None:
     (folder / "2024-06.csv").unlink()
     found = take_in([link], job)
     assert (found.named, found.new, len(found.warnings)) == ((link,), (), 1)
+
+
+# ------------------------------------------------------------------------------------------- changed and said to be
+
+
+def test_a_changed_export_is_new_where_the_order_says_so(folder: Path) -> None:
+    """Beside what was staged of it; what has not changed stays known."""
+    june, july = written(folder / "june.csv"), written(folder / "july.csv")
+    job = knowing([june, july])
+    written(june, "other\n")
+    found = take_in([folder], job, unfinished={1}, changed=True)
+    assert (set(found.named), found.new, found.changed) == ({june, july}, (june,), (june,))
+
+
+def test_an_export_is_known_by_any_content_that_it_had(folder: Path) -> None:
+    """Its path stands in two loads: newer and older content are both known; a third is compared with the newest."""
+    june = written(folder / "june.csv", "timestamp,url\n" + FIRST)
+    first = knowing([june])
+    written(june, "timestamp,url\n" + FIRST * 2)
+    job = JobFile(tenant=TENANT, loads=(*first.loads, Load(load=2, config={}, exports=(_staged(june),))))
+    for times in (1, 2):
+        written(june, "timestamp,url\n" + FIRST * times)
+        assert take_in([june], job).new == take_in([june], job, changed=True).new == ()
+    written(june, "timestamp,url\n" + FIRST * 3)
+    assert "it has grown by 36 bytes at its end" in refusal([june], job)
+    assert take_in([june], job, changed=True).new == (june,)
+
+
+def test_a_changed_export_with_the_content_of_another_is_that_one(folder: Path) -> None:
+    """Two files that swapped names hold nothing new."""
+    june, july = written(folder / "june.csv"), written(folder / "july.csv")
+    job = knowing([june, july])
+    content = june.read_text()
+    june.write_text(july.read_text())
+    july.write_text(content)
+    found = take_in([june, july], job, changed=True)
+    assert (found.new, found.changed, len(found.warnings)) == ((), (), 2)
+
+
+def test_a_refusal_says_what_changed_would_do(folder: Path) -> None:
+    """In the order in which it would happen."""
+    june = written(folder / "june.csv")
+    job = knowing([june])
+    written(june, "other\n")
+    assert "run with --changed: it is taken as a new export, and" in refusal([june], job)
+    with pytest.raises(ExportError, match="after the old content, of which rows are unsent, is finished; and"):
+        take_in([june], job, unfinished={1})

@@ -178,7 +178,7 @@ def test_the_sum_of_all_troubles(seen: Seen) -> None:
     delivered = REQUEST * (1 + len(TROUBLES)) - doubtful - rejected
     assert seen.outcomes == {"delivered": delivered, "in_doubt": doubtful, "rejected": rejected}
     expect(seen.ended, 0, f"in doubt {doubtful:,}", f"rejected {rejected}", f"delivered {delivered:,}")
-    assert "--outcome in_doubt" in seen.ended.out
+    assert "backfill resolve" in seen.ended.out
 
 
 def test_a_refusal_is_told_in_the_words_of_the_api(seen: Seen) -> None:
@@ -209,7 +209,7 @@ def test_doubt_outlives_the_next_execution(seen: Seen) -> None:
     """With more in doubt than max_in_doubt the code is 4; nothing in doubt is ever sent again by itself."""
     calls = seen.server.count()
     ended = seen.job.run("replies.csv", "--set", "delivery.max_in_doubt=0")
-    expect(ended, 4, "in doubt", "--outcome in_doubt")
+    expect(ended, 4, "in doubt", "backfill resolve")
     assert seen.server.count() == calls
 
 

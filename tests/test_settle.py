@@ -14,7 +14,7 @@ from backfill.core.account import LEDGER_SCHEMA, CustomerKeys
 from backfill.core.errors import StorageError
 from backfill.core.lifecycle import Move, Part, Recorded
 from backfill.core.summary import ExportCounts, Progress
-from backfill.settle import LoadOnDisk, settle
+from backfill.settle import LoadOnDisk, loads_on_disk, settle
 from tests.adapters.staged import StagedLoad, delivered, freeze, record
 
 JUNE, JULY = "/exports/june.csv", "/exports/july.parquet"
@@ -295,3 +295,16 @@ def test_no_load_makes_an_empty_account(state: Path, journal: Journal) -> None:
     """A job without loads settles to nothing and writes no ledger."""
     assert settled(state, journal, loads=0) == ()
     assert not (state / "ledger").exists()
+
+
+def test_a_row_that_repeats_another_load_names_its_export(state: Path, journal: Journal) -> None:
+    """By the path that job.toml keeps for that load."""
+    first, _ = two_pieces()
+    second = StagedLoad(("/exports/august.csv",))
+    second.next_piece()
+    second.duplicate(0, of=first.pieces[1][1], load=1)
+    freeze(state, [first, second])
+    job = StateDirectory(state).read_job()
+    assert job is not None
+    settle(loads_on_disk(state, job), journal, state, report=lambda _: None)
+    assert ledger(state).filter(load=2)["duplicate_of"].to_list() == [f"{JULY}:2"]

@@ -24,7 +24,9 @@ from backfill.adapters.staging import Manifest
 from backfill.core import arrange as arranging
 from backfill.core.config import Api, RunConfig
 from backfill.core.errors import ConfigurationError, ExportError, StoppedEarly, StorageError
+from backfill.core.lifecycle import Standing
 from backfill.core.summary import Progress
+from backfill.repeats import Repeats
 
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -46,7 +48,19 @@ def spool(
 
 
 def arrange(folder: Path, settings: RunConfig | None = None, stopped: Callable[[], bool] = lambda: False) -> None:
-    stage.arrange(folder, settings or config(), report=lambda _: None, stopped=stopped)
+    stage.arrange(folder, settings or config(), repeats=repeats(folder), report=lambda _: None, stopped=stopped)
+
+
+class Unsent:
+    """A journal in which nothing ever moved."""
+
+    def standings(self, load: int, first_request: int, last_request: int) -> list[Standing]:
+        return []
+
+
+def repeats(folder: Path) -> Repeats:
+    """What the load of this folder repeats of those before it in the same state."""
+    return Repeats(folder.parent.parent, int(folder.name), Unsent())
 
 
 def export(path: Path, rows: int, *, customers: int = 50, bad: int = 0, hot: bool = False) -> Path:
@@ -182,7 +196,7 @@ from pathlib import Path
 from backfill import stage
 from backfill.adapters import exports, staging
 from backfill.core import arrange as arranging
-from tests.test_stage import NOW, WITH_TID
+from tests.test_stage import NOW, WITH_TID, repeats
 arranging.BUCKET_ROWS = stage.BUCKET_ROWS = stage.RUN_ROWS = 2_000
 def report(progress):
     print(progress.phase, flush=True)
@@ -191,7 +205,7 @@ print("ready", flush=True)
 if not (folder / "manifest.json").exists():
     stage.spool([june], WITH_TID, folder, load=1, now=NOW, report=report, stopped=lambda: False)
     print("spooled", flush=True)
-stage.arrange(folder, WITH_TID, report=report, stopped=lambda: False)
+stage.arrange(folder, WITH_TID, repeats=repeats(folder), report=report, stopped=lambda: False)
 print("done", flush=True)
 """
     folder = tmp_path / "staged" / "1"
@@ -247,6 +261,29 @@ def test_exports_may_differ_in_their_columns(tmp_path: Path, monkeypatch: pytest
     assert (duplicate["duplicate_of_export"], duplicate["duplicate_of_row"]) == (0, 1)
 
 
+def test_requests_of_a_load_that_was_tried_before_have_new_numbers(tmp_path: Path, small_pieces: None) -> None:
+    """Numbered on from where the earlier ones ended, over all pieces; nothing else of them differs."""
+    path = export(tmp_path / "a.csv", 2_000)
+    folders = tmp_path / "staged" / "1", tmp_path / "again" / "1"
+    first = spool([path], folders[0])
+    stage.spool(
+        [path],
+        config(),
+        folders[1],
+        load=1,
+        first_request=501,
+        now=NOW,
+        report=lambda _: None,
+        stopped=lambda: False,
+    )
+    frames = []
+    for folder in folders:
+        arrange(folder)
+        frames.append(pl.concat(pl.read_parquet(file) for file in sorted(folder.glob("requests-*.parquet"))))
+    assert len(first.pieces) > 1
+    assert frames[1].equals(frames[0].with_columns(pl.col("request") + 500))
+
+
 def test_the_single_call_has_requests_of_one(tmp_path: Path) -> None:
     """interaction-offline takes one interaction."""
     settings = config().model_copy(
@@ -293,7 +330,7 @@ def test_progress_counts_rows_of_each_phase(tmp_path: Path) -> None:
     reports: list[Progress] = []
     folder = tmp_path / "staged" / "1"
     spool([export(tmp_path / "a.csv", 30), export(tmp_path / "b.csv", 20)], folder, reports=reports)
-    stage.arrange(folder, config(), report=reports.append, stopped=lambda: False)
+    stage.arrange(folder, config(), repeats=repeats(folder), report=reports.append, stopped=lambda: False)
     assert [(p.phase, p.rows_done, p.rows_total) for p in reports] == [
         ("spooling", 30, None),
         ("spooling", 50, None),
@@ -309,3 +346,49 @@ def test_a_lost_run_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"run-00000\.parquet is missing"):
         arrange(folder)
     assert not staging.is_arranged(folder, 0)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_one_identity_in_two_pieces_of_a_lane_is_planned_once(tmp_path: Path) -> None:
+    """A customer so busy that its lane is cut by time: of each message the earliest row stays, wherever the others lie.
+
+    So it is when arranging was stopped after any piece.
+    """
+    settings = config(rows={"identity": ["message"]}, columns={"properties": []})
+    path = tmp_path / "june.csv"
+    lines = [f"{(START + timedelta(minutes=n)).isoformat()},c,api://shop,m{n % 250}\n" for n in range(1_000)]
+    path.write_text("timestamp,customer_key,url,message\n" + "".join(lines[::-1]))
+    folder = tmp_path / "staged" / "1"
+    manifest = spool([path], folder, settings)
+    assert len(manifest.pieces) > 3
+    assert len({piece.lane_from for piece in manifest.pieces}) == 1
+    for _ in manifest.pieces:
+        try:
+            arrange(folder, settings, stopped=_countdown(1))
+        except StoppedEarly:
+            continue
+    rows = pl.concat([staging.rows(folder, piece.piece) for piece in manifest.pieces]).to_dicts()
+    assert sorted(1_000 - row["row"] for row in rows if row["request"] is not None) == list(range(250))
+    for row in rows:
+        if row["request"] is None:
+            n = 1_000 - row["row"]
+            assert (row["duplicate_of_load"], 1_000 - row["duplicate_of_row"]) == (None, n % 250)
+
+
+def test_a_load_repeats_what_an_earlier_one_has(tmp_path: Path) -> None:
+    """Its rows are named with the load, export and row that they repeat; with "send" they are planned all the same."""
+    june = export(tmp_path / "june.csv", 300)
+    for load in ("1", "2", "3"):
+        folder = tmp_path / "staged" / load
+        settings = config(rows={"duplicates": "send" if load == "3" else "skip"})
+        manifest = stage.spool(
+            [june], settings, folder, load=int(load), now=NOW, report=lambda _: None, stopped=lambda: False
+        )
+        arrange(folder, settings)
+        rows = pl.concat([staging.rows(folder, piece.piece) for piece in manifest.pieces])
+        if load == "2":
+            assert rows["request"].null_count() == 300
+            assert rows["duplicate_of_row"].equals(rows["row"], check_names=False)
+            assert set(rows["duplicate_of_load"]) == {1}
+        else:
+            assert rows["request"].null_count() == 0

@@ -16,13 +16,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backfill.adapters.journal import Journal
+from backfill.adapters.state import StateDirectory
 from backfill.core.errors import Unusable
 from backfill.core.lifecycle import MOVES, STATE_OF_PARTS, Move, Part, Recorded, State, halves
 from backfill.core.summary import OUTCOMES
-from backfill.settle import LoadOnDisk, settle
+from backfill.settle import LoadOnDisk, loads_on_disk, settle
 from backfill.verify import CHECKS, Verdict, verify
 from tests.adapters.staged import StagedLoad, delivered, freeze, record
 
+AUGUST = "/exports/august.csv"
 JUNE, JULY = "/exports/june.csv", "/exports/july.parquet"
 
 
@@ -393,6 +395,25 @@ def test_an_impossible_history_is_found(state: Path, forgery: str, finding: str)
     assert finding in detail(verdict, "history")
 
 
+@pytest.mark.parametrize(
+    ("move", "ok"), [("unapplied", True), ("acknowledged", False), ("unclear", False), ("decided_resend", False)]
+)
+def test_requests_of_an_earlier_staging_were_never_applied(tmp_path: Path, move: str, ok: bool) -> None:
+    """A load may be staged anew after refusals only; that some of it was applied before is found by the history."""
+    load = StagedLoad((JUNE,), numbered_from=5)
+    load.next_piece()
+    load.request(0, 3)
+    state = tmp_path / "state"
+    freeze(state, [load])
+    with open_journal(state) as journal:
+        before = {"decided_resend": [Move.UNCLEAR]}.get(move, [])
+        for made in (Move.INTENT, *before, Move(move)):
+            record(journal, [Recorded(load=1, part=Part(1, 0, 1), move=made, attempt=1)])
+        settled(state, journal)
+    verdict = verify(state)
+    assert ("history" not in failed(verdict)) is ok
+
+
 def test_a_journal_older_than_the_ledger_is_found(state: Path) -> None:
     """A journal restored from a backup lacks moves that the ledger has seen: rows would be sent twice."""
     edit_journal(state, "DELETE FROM move WHERE request = 7 AND move = 'unclear'")
@@ -545,3 +566,26 @@ def test_every_row_has_exactly_one_line_whatever_happened(data: st.DataObject) -
         verdict = verify(state)
         assert [check for check in verdict.checks if not check.ok] == []
         assert verdict.exports == counts
+
+
+@pytest.mark.parametrize(
+    ("export", "row", "load", "ok"), [(0, 7, 1, True), (1, 3, 1, False), (2, 1, 1, False), (0, 1, 3, False)]
+)
+def test_a_duplicate_of_a_row_that_there_is_not_is_found(
+    tmp_path: Path, export: int, row: int, load: int, ok: bool
+) -> None:
+    """What a row repeats must have been read in that load, or an earlier one; a sound one is named by its path."""
+    first, _ = a_job()
+    second = StagedLoad((AUGUST,))
+    second.next_piece()
+    second.duplicate(0, of={"export": export, "row": row}, load=load)
+    freeze(tmp_path / "state", [first, second])
+    job = StateDirectory(tmp_path / "state").read_job()
+    assert job is not None
+    with open_journal(tmp_path / "state") as journal:
+        if ok:
+            settle(loads_on_disk(tmp_path / "state", job), journal, tmp_path / "state", report=lambda _: None)
+    verdict = verify(tmp_path / "state")
+    assert (verdict.ok, "staged" in failed(verdict)) == (ok, not ok)
+    if not ok:
+        assert f"duplicates of rows that load {load} does not have" in detail(verdict, "staged")

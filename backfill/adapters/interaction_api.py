@@ -7,7 +7,10 @@ Source: API reference, "Available API Calls", "Interaction Request Elements"; th
 credentials with HTTP Basic (RFC 6749, 4.4).
 """
 
+import functools
 import json
+import operator
+from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,6 +21,10 @@ from backfill.core.calls import Call
 from backfill.core.errors import ConfigurationError, ExitCode
 from backfill.core.events import TokenFailed, TokenGranted, TokenRefused
 from backfill.core.lifecycle import Part
+from backfill.core.masking import Secrets
+
+_TOKENS_REMEMBERED = 4
+"""A reply to a request that carried an earlier token may still come."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +70,10 @@ class InteractionApi:
         self._token_url = base_url.join(token_url)
         self._credentials = credentials
         self._token: str | None = None
+        self._basic = Secrets(credentials.client_secret, credentials.token, names=[credentials.client_id])
+        self._tokens: deque[Secrets] = deque(maxlen=_TOKENS_REMEMBERED)
+        self.secrets = self._basic
+        """What no reply may be shown with: the credentials, and the tokens they were granted."""
         self._given_token_used = False
         url = base_url.copy_with(path=base_url.path.rstrip("/") + call.path)
         self._method = call.method
@@ -89,10 +100,13 @@ class InteractionApi:
                 headers={"accept": "application/json", "user-agent": f"backfill/{__version__}"},
             )
         except httpx.TransportError as error:
-            return TokenFailed(
-                f"the token endpoint {self._token_url} could not be asked "
-                f"({getattr(error, 'cause', type(error).__name__)})"
-            )
+            said = f"the token endpoint {self._token_url} could not be asked: {error}"
+            cause = getattr(error, "cause", None)
+            if cause == "proxy_credentials":
+                return TokenRefused(ExitCode.CREDENTIALS_REFUSED, f"T{said[1:]}")
+            if cause == "untrusted":
+                return TokenRefused(ExitCode.UNUSABLE, f"T{said[1:]}")
+            return TokenFailed(said)
         return self._granted(reply)
 
     def _granted(self, reply: httpx.Response) -> TokenGranted | TokenRefused | TokenFailed:
@@ -102,6 +116,8 @@ class InteractionApi:
             if token is None:
                 return TokenFailed(f"the token endpoint answered HTTP {status} without a usable access_token")
             self._token = token
+            self._tokens.append(Secrets(token))
+            self.secrets = functools.reduce(operator.or_, self._tokens, self._basic)
             return TokenGranted()
         if status in (400, 401, 403):
             return TokenRefused(
@@ -121,10 +137,17 @@ class InteractionApi:
 
         The User-Agent names load, request and attempt, so that the vendor can find a doubtful call.
         """
+        positions = f"{part.first}-{part.first + part.interactions - 1}"
+        return self._address(tid, f"load {load}; request {part.request}; positions {positions}; attempt {attempt}")
+
+    def address_by_hand(self, *, name: str, tid: str | None) -> Address:
+        """The same for a call that belongs to no job: the User-Agent names it by `name`."""
+        return self._address(tid, f"send {name}")
+
+    def _address(self, tid: str | None, comment: str) -> Address:
         target = self._target
         if tid is not None:
             target += f"&{httpx.QueryParams({'tid': tid})}"
-        positions = f"{part.first}-{part.first + part.interactions - 1}"
         return Address(
             self._method,
             target,
@@ -135,11 +158,7 @@ class InteractionApi:
                 ("dataMimeType", "application/json"),
                 ("Accept", "application/json"),
                 ("Accept-Encoding", "identity"),
-                (
-                    "User-Agent",
-                    f"backfill/{__version__} (load {load}; request {part.request}; positions {positions}; "
-                    f"attempt {attempt})",
-                ),
+                ("User-Agent", f"backfill/{__version__} ({comment})"),
             ],
         )
 

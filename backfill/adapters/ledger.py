@@ -154,7 +154,13 @@ class Ledger:
         """
         path = self.folder / MANIFEST
         try:
-            return _manifest(json.loads(path.read_bytes()))
+            document = json.loads(path.read_bytes())
+            if document["version"] != VERSION:
+                raise Unreadable(
+                    f"{FOLDER}/{MANIFEST} was written by another version of backfill (format {document['version']}, "
+                    f"this one knows {VERSION})"
+                )
+            return _manifest(document)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -260,8 +266,6 @@ def _cannot_write(target: Path, error: OSError) -> StorageError:
 
 
 def _manifest(document: Any) -> Manifest:
-    if document["version"] != VERSION:
-        raise ValueError("written by another version")
     return Manifest(
         written_at=document["written_at"],
         loads=tuple(

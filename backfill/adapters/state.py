@@ -16,7 +16,9 @@ import os
 import re
 import socket
 import stat
+import time
 import tomllib
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,11 +37,17 @@ VERSION = 1
 LOCK = "lock"
 JOB = "job.toml"
 STATUS = "status.json"
+HOLDER_READS = 20
+HOLDER_READ_EVERY_S = 0.02
+"""For at most 0.4 s; a holder needs some microseconds from the lock to its name, unless it is stopped in between."""
+
 TEMPORARY = ".tmp"
 """Suffix of a file on its way. Only the holder of the lock writes, so one fixed name each is enough and a killed
 execution leaves at most one behind, which the next one overwrites."""
 
-_OWN = frozenset({LOCK, JOB, STATUS, JOB + TEMPORARY, STATUS + TEMPORARY, "journal.db", "staged", "ledger", "sandbox"})
+_OWN = frozenset(
+    {LOCK, JOB, STATUS, JOB + TEMPORARY, STATUS + TEMPORARY, "journal.db", "staged", "seen", "ledger", "sandbox"}
+)
 _FOREIGN_ALLOWED = frozenset({"lost+found"})  # an empty file system is an empty directory to its user
 
 NETWORK_FILE_SYSTEMS = frozenset(
@@ -127,7 +135,7 @@ class StateDirectory:
         if kind is not None:
             raise Unusable(
                 f"{self.path} lies on a network file system ({kind}). Locks and the journal are not safe there: two "
-                "executions could send the same rows. Choose a --state on a local disk."
+                f"executions could send the same rows. {self._elsewhere('on a local disk')}"
             )
         try:
             self._make()
@@ -138,7 +146,7 @@ class StateDirectory:
                 "Choose another --state."
             ) from None
         except OSError as error:
-            _refuse(self.path, "be used as the state directory", error)
+            self._refuse(self.path, "be used as the state directory", error)
 
     def _make(self) -> None:
         missing = []
@@ -161,8 +169,8 @@ class StateDirectory:
         if known.st_uid != os.geteuid():
             # Root too: files that it left behind could not be written by the job's own user any more.
             raise Unusable(
-                f"{self.path} belongs to another user (uid {known.st_uid}, we are {os.geteuid()}). Run as that user, "
-                "or choose another --state, for instance a new directory inside it."
+                f"{self.path} belongs to another user (uid {known.st_uid}, we are {os.geteuid()}). Run as that user."
+                + ("" if self.exists() else " Or choose another --state, for instance a new directory inside it.")
             )
         if not self.exists():
             others = sorted({entry.name for entry in self.path.iterdir()} - _OWN - _FOREIGN_ALLOWED)
@@ -174,7 +182,27 @@ class StateDirectory:
         if stat.S_IMODE(known.st_mode) & 0o077:
             self.path.chmod(0o700)
         if not os.access(self.path, os.R_OK | os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            code = errno.EROFS if os.statvfs(self.path).f_flag & os.ST_RDONLY else errno.EACCES
+            raise OSError(code, os.strerror(code))
+
+    def _refuse(self, place: Path, what: str, error: OSError) -> NoReturn:
+        """Where the place itself is wrong, another one helps (78); where the disk fails, it must be mended (74)."""
+        cause = error.strerror or type(error).__name__
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR):
+            raise Unusable(f"{place} cannot {what} ({cause}). {self._elsewhere('that can be written')}") from None
+        raise StorageError(
+            f"{place} cannot {what} ({cause}). Free or mend the disk, then run the same command again."
+        ) from error
+
+    def _elsewhere(self, where: str) -> str:
+        """The remedy for a wrong place. Never another one for a job that was begun: there it would begin anew."""
+        try:
+            begun = self.exists()
+        except OSError:
+            begun = True
+        if begun:
+            return f"Move the whole directory to a place {where}; in an empty --state, rows would be sent again."
+        return f"Choose another --state, {where}."
 
     # ------------------------------------------------------------------------------------------------------ lock
 
@@ -191,12 +219,12 @@ class StateDirectory:
             # Not inheritable by exec (Python's default), or a child would hold the job after our death.
             held = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            _refuse(place, "be opened", error)
+            self._refuse(place, "be opened", error)
         try:
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise JobHeld(_held(self.path, _read_holder(held))) from None
+                raise JobHeld(_held(self.path, _holder_soon(held))) from None
             except OSError as error:
                 raise Unusable(
                     f"{place} cannot be locked ({error.strerror}): this file system knows no locks. "
@@ -206,7 +234,7 @@ class StateDirectory:
                 os.fchmod(held, 0o600)
                 _write_holder(held, command)
             except OSError as error:
-                _refuse(place, "be written", error)
+                self._refuse(place, "be written", error)
             yield
             with contextlib.suppress(OSError):
                 os.ftruncate(held, 0)  # or the next holder's reader might see our name for an instant
@@ -227,6 +255,7 @@ class StateDirectory:
         try:
             raw = tomllib.loads(content.decode())
             _check_version(place, raw["version"])
+            _check_sum(content)
             return _job_of(raw)
         except (UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
             where = f" ({error})" if isinstance(error, tomllib.TOMLDecodeError) else ""
@@ -241,7 +270,7 @@ class StateDirectory:
         Raises: StorageError; Unusable for an export whose name is no UTF-8.
         """
         try:
-            content = tomli_w.dumps(_written(job)).encode()
+            content = _with_sum(tomli_w.dumps(_written(job)).encode())
         except UnicodeEncodeError:
             raise Unusable(
                 "The name of an export is no valid UTF-8, so it can be kept in no record. Rename the file."
@@ -354,14 +383,24 @@ def _write_holder(lock: int, command: str) -> None:
         "started_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "command": command,
     }
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, json.dumps(holder).encode(), 0)
+    # The new name over the old one, and then to its length: at no moment is the file without a whole first line.
+    os.ftruncate(lock, os.pwrite(lock, json.dumps(holder).encode() + b"\n", 0))
+
+
+def _holder_soon(lock: int) -> Holder | None:
+    """The holder writes its name right after it was given the lock, so who reads none waits a moment for it."""
+    for _ in range(HOLDER_READS):
+        holder = _read_holder(lock)
+        if holder is not None:
+            return holder
+        time.sleep(HOLDER_READ_EVERY_S)
+    return None
 
 
 def _read_holder(lock: int) -> Holder | None:
-    """None if the holder has not written its name yet; it does so right after it was given the lock."""
+    """None if the holder has not written its name yet."""
     try:
-        raw = json.loads(os.pread(lock, 1 << 16, 0))
+        raw = json.loads(os.pread(lock, 1 << 16, 0).partition(b"\n")[0])
         return Holder(
             pid=int(raw["pid"]), host=str(raw["host"]), started_at=str(raw["started_at"]), command=str(raw["command"])
         )
@@ -406,6 +445,21 @@ def _check_version(place: Path, version: object) -> None:
             f"{place} was written by a later version of backfill (format {version}, this one knows {VERSION}). "
             "Install that version again, or choose another --state."
         )
+
+
+def _with_sum(content: bytes) -> bytes:
+    """As a comment in front, so that a file that was cut short has one as well."""
+    return b"# checksum %08x\n%b" % (zlib.crc32(content), content)
+
+
+def _check_sum(content: bytes) -> None:
+    """Bits that changed may make another value instead of nonsense. Earlier files have no checksum.
+
+    Raises: ValueError.
+    """
+    first, _, rest = content.partition(b"\n")
+    if first.startswith(b"#") and first != b"# checksum %08x" % zlib.crc32(rest):
+        raise ValueError("checksum")
 
 
 def _job_of(raw: Mapping[str, Any]) -> JobFile:

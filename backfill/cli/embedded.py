@@ -10,24 +10,29 @@ import os
 import selectors
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from backfill.core.errors import Unusable
+from backfill.core.errors import StoppedEarly, Unusable
 
 START_TIMEOUT_S = 30.0
 """A cold start on a busy machine takes some seconds."""
+
+LOOK_EVERY_S = 0.05
+"""How often the wait for the start looks whether it shall go on."""
 
 END_TIMEOUT_S = 5.0
 
 
 @contextlib.contextmanager
-def sandbox(folder: Path) -> Iterator[str]:
+def sandbox(folder: Path, *, stopped: Callable[[], bool] = lambda: False) -> Iterator[str]:
     """Runs a sandbox that remembers in `folder` what it applies, and yields its base URL.
 
-    Raises: Unusable where it does not start, with its own words.
+    Raises: Unusable where it does not start, with its own words; StoppedEarly where `stopped()` before it has.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
+    folder.chmod(0o700)  # whatever the umask
     words = folder / "stderr.log"
     command = [sys.executable, "-m", "backfill", "sandbox", "--json", "--exit-with-parent", "--port", "0"]
     # The real tenant's settings and secrets are none of its business.
@@ -42,20 +47,33 @@ def sandbox(folder: Path) -> Iterator[str]:
             start_new_session=True,
         )
     try:
-        yield _base_url(process, words)
+        try:
+            base_url = _base_url(process, words, stopped)
+        except StoppedEarly:
+            process.kill()  # it is still starting, and would not see before it has started that it need not
+            raise
+        yield base_url
     finally:
         _end(process)
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    descriptor = os.open(path, flags, 0o600)
+    os.fchmod(descriptor, 0o600)  # whatever the umask
+    return descriptor
 
 
-def _base_url(process: "subprocess.Popen[bytes]", words: Path) -> str:
+def _base_url(process: "subprocess.Popen[bytes]", words: Path, stopped: Callable[[], bool]) -> str:
     assert process.stdout is not None
+    give_up_s = time.monotonic() + START_TIMEOUT_S
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
-        line = process.stdout.readline() if selector.select(START_TIMEOUT_S) else b""
+        while not (said_something := bool(selector.select(LOOK_EVERY_S))) and time.monotonic() < give_up_s:
+            if stopped():
+                raise StoppedEarly(
+                    "Stopped by a signal while the sandbox started; nothing was sent. Run the same command again."
+                )
+        line = process.stdout.readline() if said_something else b""
     try:
         said = json.loads(line)
         return str(said["base_url"])

@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 20_000
 """Rows turned into text at once: some megabytes, and enough to be fast."""
 
+_FORMULA = r"[=+\-@\x{FF1D}\x{FF0B}\x{FF0D}\x{FF20}]"
+"""What begins a formula, in full width too: some spreadsheets in East Asia take those. Source: OWASP, "CSV
+Injection"."""
+
+_FIRST = rf"^('*\s*(?:{_FORMULA}|[\t\r\n]))"
+_LATER = rf"([;\t\r\n])('*[\p{{Zs}}]*{_FORMULA})"
+"""Inside a value, after what a spreadsheet may take for the end of a cell if it reads the file with another
+delimiter."""
+
 Write = Callable[[bytes], object]
 
 
@@ -33,7 +42,12 @@ Write = Callable[[bytes], object]
 @options.sandbox_state
 @click.option("--outcome", "outcomes", multiple=True, type=click.Choice(OUTCOMES), help="Only these; may be repeated.")
 @click.option("--export", "exports", multiple=True, metavar="NAME", help="Only rows of this export; may be repeated.")
-@click.option("--format", "form", type=click.Choice(["csv", "jsonl", "parquet"]), help="Default: csv.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["csv", "jsonl", "parquet"]),
+    help="How rows are written: csv (default), JSON lines, or Parquet.",
+)
 @click.option("--json", "as_json", is_flag=True, help="JSON lines; errors as one JSON object.")
 @click.option(
     "--output", "target", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Else standard output."
@@ -50,8 +64,9 @@ def command(
 ) -> int:
     """Prints rows of the ledger, each with its outcome and reasons. Holds customers' values.
 
-    CSV is made safe for spreadsheets: a value that one would take for a formula (it begins with = + - @, a tab or a
-    carriage return) gets a leading '. JSON lines and Parquet give values as they are.
+    CSV is made safe for spreadsheets: where one would see a formula (= + - @, a tab or a line end at the beginning of
+    a value, or after ; tab or line end in it) a ' is put before it; taking that ' away gives back the value. JSON
+    lines and Parquet give values as they are.
 
     \b
     Example
@@ -138,26 +153,29 @@ def write_text(
     write: Write,
 ) -> None:
     """Raises: Unreadable for a part that is missing or damaged."""
-    from backfill.core.account import LEDGER_SCHEMA
-
-    spell = _csv if form == "csv" else _jsonl
+    spell = csv_lines if form == "csv" else _jsonl
     if form == "csv":
-        write((",".join(LEDGER_SCHEMA) + "\n").encode())
+        write(csv_header())
     for part in parts(manifest, outcomes, exports):
         lines = ledger.read_part(part.path).filter(condition(outcomes, exports))
         for some in lines.iter_slices(ROWS_AT_ONCE):
             write(spell(some))
 
 
-def _csv(lines: "pl.DataFrame") -> bytes:
+def csv_header() -> bytes:
+    from backfill.core.account import LEDGER_SCHEMA
+
+    return (",".join(LEDGER_SCHEMA) + "\n").encode()
+
+
+def csv_lines(lines: "pl.DataFrame") -> bytes:
     import polars as pl
     import polars.selectors as cs
 
     flat = _with_iso_times(lines).with_columns(pl.col("reasons").list.join("; "))
     text = cs.string()
-    safe = flat.with_columns(
-        pl.when(text.str.contains(r"^[=+\-@\t\r]")).then(pl.lit("'") + text).otherwise(text).name.keep()
-    )
+    # Marks that stand there already get another, so that taking one away always gives back the value.
+    safe = flat.with_columns(text.str.replace_all(_LATER, "${1}'${2}").str.replace(_FIRST, "'${1}"))
     return safe.write_csv(include_header=False).encode()
 
 
@@ -194,17 +212,19 @@ def write_parquet(
 
 
 @contextmanager
-def replaced(target: Path) -> Iterator[IO[bytes]]:
+def replaced(target: Path, option: str = "--output") -> Iterator[IO[bytes]]:
     """Yields a file that takes the place of `target` once all is written; only its owner can read it.
 
     Raises: StorageError.
     """
     temporary = target.with_name(target.name + ".tmp")
     try:
-        with open(temporary, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+        temporary.unlink(missing_ok=True)  # of a killed process, or a link that somebody laid there
+        with open(temporary, "wb", opener=lambda path, flags: os.open(path, flags | os.O_EXCL, 0o600)) as file:
+            os.fchmod(file.fileno(), 0o600)  # whatever the umask
             yield file
         temporary.replace(target)
     except OSError as error:
-        raise StorageError(f"{target} cannot be written ({error.strerror}). Choose another --output.") from None
+        raise StorageError(f"{target} cannot be written ({error.strerror}). Choose another {option}.") from None
     finally:
         temporary.unlink(missing_ok=True)

@@ -6,17 +6,19 @@ decided below.
 
 import contextlib
 import os
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from backfill.cli import options, output, render
+from backfill.cli.signals import Watch
+from backfill.core.errors import StoppedEarly, Unusable
+from backfill.core.stop import Stop
+from backfill.core.wording import nothing_to_go_on_with
 
 if TYPE_CHECKING:
-    from backfill.run import Stop
+    from backfill.adapters.state import StateDirectory
 
 
 @click.command("run", short_help="Stage, deliver and settle exports; or go on with what is unfinished.")
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 @click.option(
     "--limit", type=click.IntRange(min=1), metavar="N", help="A trial: at most N interactions, then stop (75)."
 )
+@click.option(
+    "--changed", is_flag=True, help="Take known exports whose content has changed as new; only new rows are sent."
+)
 @click.option("--require-state", is_flag=True, help="Refuse (78) to begin a job that has no state yet.")
 @options.json
 def command(
@@ -37,6 +42,7 @@ def command(
     sets: tuple[str, ...],
     sandbox: bool,
     limit: int | None,
+    changed: bool,
     require_state: bool,
     as_json: bool,
 ) -> int:
@@ -44,7 +50,7 @@ def command(
 
     Without EXPORT it goes on with what is unfinished. Running the same command again is always safe: what was
     delivered is not sent again. Credentials are read from BACKFILL_CLIENT_ID and BACKFILL_CLIENT_SECRET, or
-    BACKFILL_TOKEN.
+    BACKFILL_TOKEN. HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY are honoured.
 
     \b
     Example
@@ -54,26 +60,37 @@ def command(
         raise click.UsageError(
             "Standard input cannot be an export: after a crash it could not be read again. Write it to a file first."
         )
-    from backfill.adapters.state import StateDirectory
-    from backfill.cli import embedded, progress, settings
-    from backfill.run import Order, Stop, execute
-
     stop = Stop()
-    with _signals(stop), contextlib.ExitStack() as resources:
-        chosen = settings.choose(
-            config_file=config_file,
-            state=state,
-            sets=sets,
-            sandbox=sandbox,
-            exports=exports,
-            environment=os.environ,
-        )
+    watch = click.get_current_context().ensure_object(contextlib.ExitStack).enter_context(Watch(stop, as_json=as_json))
+    from backfill.adapters.state import StateDirectory
+    from backfill.cli import settings
+
+    chosen = settings.choose(
+        config_file=config_file,
+        state=state,
+        sets=sets,
+        sandbox=sandbox,
+        exports=exports,
+        environment=os.environ,
+    )
+    credentials = settings.SANDBOX_CREDENTIALS if sandbox else settings.read_credentials(os.environ)
+    ledger_key = settings.read_ledger_key(os.environ)
+    if stop.requested:
+        raise StoppedEarly("Stopped by a signal before anything was begun. Run the same command again.")
+    directory = StateDirectory(chosen.state)
+    _may_begin(directory, exports, require_state)
+    with contextlib.ExitStack() as resources:
+        # Before polars is imported and a sandbox started: who finds the job held shall know soon, and touch nothing.
+        resources.enter_context(directory.lock("run"))
+        with watch.importing():
+            from backfill.cli import embedded, progress
+            from backfill.core.proxy import Proxies
+            from backfill.run import Order, execute
         connect_to = None
-        credentials = settings.SANDBOX_CREDENTIALS if sandbox else settings.read_credentials(os.environ)
         if sandbox:
-            directory = StateDirectory(chosen.state)
-            directory.prepare()
-            connect_to = resources.enter_context(embedded.sandbox(directory.path / "sandbox"))
+            connect_to = resources.enter_context(
+                embedded.sandbox(directory.path / "sandbox", stopped=lambda: stop.requested)
+            )
         with progress.shown() as report:
             summary = execute(
                 Order(
@@ -81,45 +98,34 @@ def command(
                     exports=exports,
                     state=chosen.state,
                     credentials=credentials,
+                    changed=changed,
                     limit=limit,
-                    require_state=require_state,
+                    ledger_key=ledger_key,
                     connect_to=connect_to,
+                    # The embedded sandbox is on this machine, where no proxy leads.
+                    proxies=Proxies() if sandbox else Proxies.named_in(os.environ),
                 ),
                 report=report,
                 stop=stop,
             )
     for warning in summary.warnings:
         output.log(f"Warning: {warning}")
+    watch.answered = True
     if as_json:
         output.result_object(render.summary_json(summary))
     else:
-        output.result(render.summary_text(summary))
+        output.account(render.summary_text(summary))
     return int(summary.exit_code)
 
 
-@contextlib.contextmanager
-def _signals(stop: "Stop") -> Iterator[None]:
-    """SIGTERM, SIGINT and SIGHUP ask for a stop while this lasts; afterwards they mean again what they meant before."""
-    asked = 0
-
-    def handle(*_: object) -> None:
-        nonlocal asked
-        asked += 1
-        stop.request()
-        if asked == 1:
-            # Straight to the descriptor: the handler may have interrupted a buffered write.
-            with contextlib.suppress(OSError):
-                os.write(
-                    2, b"\nStopping: nothing new is sent, what is in flight is waited for. Once more stops at once.\n"
-                )
-
-    numbers = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
-        # A dropped connection to the terminal would otherwise kill the run, and leave what is in flight in doubt.
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _may_begin(directory: "StateDirectory", exports: tuple[Path, ...], require_state: bool) -> None:
+    """Raises: Unusable where there is no state and none may be made. Asked before the lock, which would make one."""
+    if directory.exists():
+        return
+    if not exports:
+        raise Unusable(nothing_to_go_on_with(directory.path))
+    if require_state:
+        raise Unusable(
+            f"{directory.path} holds no job, and --require-state forbids to begin one: rows that were sent from "
+            "elsewhere would be sent again. Bring the state directory here, or name the right --state."
+        )

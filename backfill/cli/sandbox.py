@@ -45,6 +45,13 @@ def _grammar() -> str:
 )
 @click.option("--token-uses", type=click.IntRange(min=1), metavar="N", help="A token is refused after so many calls.")
 @click.option("--misbehave", multiple=True, metavar="RULE", help="Trouble on request, see below; may be repeated.")
+@click.option(
+    "--wire",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Demands a form of [wire]: address_field, timestamp_field, timestamp_format, bulk=array, bulk.key=NAME, "
+    "acknowledged_by; may be repeated.",
+)
 @click.option("--seed", type=int, default=0, metavar="N", help="Of what a rule leaves to chance.")
 @click.option(
     "--keep-alive",
@@ -66,6 +73,7 @@ def command(
     token_lifetime_s: float,
     token_uses: int | None,
     misbehave: tuple[str, ...],
+    wire: tuple[str, ...],
     seed: int,
     keep_alive_s: int,
     exit_with_parent: bool,
@@ -91,6 +99,7 @@ def command(
         token_lifetime_s=token_lifetime_s,
         token_uses=token_uses,
         misbehave=misbehave,
+        wire=wire,
         seed=seed,
         keep_alive_s=keep_alive_s,
         json=as_json,

@@ -35,7 +35,7 @@ def command(config_file: Path | None, state: Path | None, sandbox: bool, as_json
     if as_json:
         output.result_object(render.status_json(view))
     else:
-        output.result(render.status_text(view, datetime.now(UTC)))
+        output.account(render.status_text(view, datetime.now(UTC)))
     return 0
 
 
@@ -53,6 +53,12 @@ def look(place: Path) -> render.JobView:
     except Unreadable as error:
         output.log(f"Warning: {error}. The next `backfill run` writes it anew.")
         manifest = Manifest()
+    unknown = {load.load for load in manifest.loads} - {load.load for load in (job.loads if job is not None else ())}
+    if unknown:
+        output.log(
+            f"Warning: {place / 'job.toml'} is missing or older than the ledger: it does not know load {min(unknown)}. "
+            "Restore it from a backup; do not begin anew, or rows would be sent again."
+        )
     complete = {load.load for load in manifest.loads if load.complete}
     return render.JobView(
         state=str(place),

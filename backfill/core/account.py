@@ -4,14 +4,16 @@ Staged rows and the standings of their requests in, ledger lines out. Decides no
 not already hold, and never reads or writes a file.
 """
 
+import hmac
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import polars as pl
+from polars_hash import CryptographicHashingNameSpace as Cryptographic
 
 from backfill.core.lifecycle import Standing, State
 
-CustomerKeys = Literal["plain", "omit"]
+CustomerKeys = Literal["plain", "hmac", "omit"]
 """How the ledger names customers (`[ledger] customer_key`)."""
 
 OUTCOME_OF: Mapping[State, str] = {
@@ -79,36 +81,27 @@ def sent_lines(
     load: int,
     exports: Sequence[str],
     customer_keys: CustomerKeys = "plain",
+    ledger_key: str | None = None,
+    exports_by_load: Mapping[int, Sequence[str]] | None = None,
 ) -> pl.DataFrame:
     """The ledger lines of valid rows, duplicates included, in the order of `rows`.
 
     `rows` are the staged rows of one or more whole pieces; `standings` those of their requests, in any order,
-    split parts included. A row whose request has no standing is unsent.
+    split parts included. A row whose request has no standing is unsent. `exports_by_load`: those of the loads that
+    these rows repeat interactions of.
     Shape: (rows, 19), as LEDGER_SCHEMA.
     """
-    parts = _standings_frame(standings)
-    # Parts that were not split tile their request, so the last one beginning at or before a position holds
-    # it, if any does. One pass over both sides; rows are nearly sorted already, since requests grow along lanes.
-    standing = (
-        rows.select(nth=pl.int_range(pl.len()), place=pl.col("request") * _PLACES + pl.col("position").cast(pl.Int64))
-        .sort("place", nulls_last=True)
-        .join_asof(parts, on="place", strategy="backward")
-        .sort("nth")
-        .drop("nth", "place")
-    )
-    placed = rows.hstack(standing)
-    # A duplicate has no request, and a row before the first part no standing: null means not found.
-    same_request = pl.col("standing_request") == pl.col("request")
-    found = (same_request & (pl.col("position").cast(pl.Int64) < pl.col("end"))).fill_null(value=False)
+    placed = _placed(rows, standings)
+    found = _found()
     duplicate = pl.col("duplicate_of_row").is_not_null()
     paths = pl.Series("export", exports, dtype=pl.String)
-    original = paths.gather(placed["duplicate_of_export"])
+    original = _originals_exports(placed, paths, exports_by_load or {})
     return (
         placed.select(
             paths.gather(placed["export"]),
             "row",
             "line",
-            *_customer_columns(customer_keys),
+            *_customer_columns(customer_keys, ledger_key),
             "timestamp",
             outcome=pl.when(duplicate)
             .then(pl.lit("duplicate"))
@@ -133,8 +126,22 @@ def sent_lines(
     )
 
 
+def applicable(rows: pl.DataFrame, standings: Iterable[Standing]) -> pl.Series:
+    """Which of these staged rows may have been applied, or may still be: all but those rejected or abandoned.
+
+    Takes request and position of each; `standings` as `sent_lines` does.
+    """
+    kept = ~pl.col("outcome").is_in([OUTCOME_OF[State.REJECTED], OUTCOME_OF[State.ABANDONED]])
+    return _placed(rows, standings).select(kept=pl.when(_found()).then(kept).otherwise(pl.lit(value=True)))["kept"]
+
+
 def invalid_lines(
-    invalid: pl.DataFrame, *, load: int, exports: Sequence[str], customer_keys: CustomerKeys = "plain"
+    invalid: pl.DataFrame,
+    *,
+    load: int,
+    exports: Sequence[str],
+    customer_keys: CustomerKeys = "plain",
+    ledger_key: str | None = None,
 ) -> pl.DataFrame:
     """The ledger lines of rows that our own rules refuse, with all their reasons.
 
@@ -145,7 +152,7 @@ def invalid_lines(
         paths.gather(invalid["export"]),
         "row",
         "line",
-        *_customer_columns(customer_keys),
+        *_customer_columns(customer_keys, ledger_key),
         "timestamp",
         "reasons",
         "tid",
@@ -175,11 +182,62 @@ def add_counts(total: dict[str, dict[str, int]], more: Mapping[str, Mapping[str,
             into[outcome] = into.get(outcome, 0) + rows
 
 
-def _customer_columns(customer_keys: CustomerKeys) -> list[pl.Expr]:
-    names = ("customer_key", "customer_key_name")
-    if customer_keys == "omit":
-        return [pl.lit(None, pl.String).alias(name) for name in names]
-    return [pl.col(name) for name in names]
+def made_with(customer_keys: CustomerKeys, ledger_key: str | None) -> str:
+    """How customers are named, as the ledger's manifest keeps it: for "hmac" with a fingerprint of the key, which
+    tells one key from another and is none itself.
+    """
+    if customer_keys != "hmac" or ledger_key is None:
+        return customer_keys
+    return f"hmac:{hmac.digest(ledger_key.encode(), _MARK, 'sha256').hex()[:16]}"
+
+
+_MARK = b"backfill: which ledger key is this?"
+
+
+def _placed(rows: pl.DataFrame, standings: Iterable[Standing]) -> pl.DataFrame:
+    """The rows, each with the standing of the part that may hold it; whether it does says `_found`."""
+    parts = _standings_frame(standings)
+    # Parts that were not split tile their request, so the last one beginning at or before a position holds
+    # it, if any does. One pass over both sides; rows are nearly sorted already, since requests grow along lanes.
+    standing = (
+        rows.select(nth=pl.int_range(pl.len()), place=pl.col("request") * _PLACES + pl.col("position").cast(pl.Int64))
+        .sort("place", nulls_last=True)
+        .join_asof(parts, on="place", strategy="backward")
+        .sort("nth")
+        .drop("nth", "place")
+    )
+    return rows.hstack(standing)
+
+
+def _found() -> pl.Expr:
+    # A duplicate has no request, and a row before the first part no standing: null means not found.
+    same_request = pl.col("standing_request") == pl.col("request")
+    return (same_request & (pl.col("position").cast(pl.Int64) < pl.col("end"))).fill_null(value=False)
+
+
+def _originals_exports(rows: pl.DataFrame, own: pl.Series, exports_by_load: Mapping[int, Sequence[str]]) -> pl.Series:
+    """The export in which each row's original stands; null for a row that repeats none."""
+    if rows["duplicate_of_load"].null_count() == rows.height:
+        return own.gather(rows["duplicate_of_export"])
+    loads = rows["duplicate_of_load"].drop_nulls().unique().sort().to_list()
+    beginnings, paths = {}, own.to_list()
+    for load in loads:
+        beginnings[load] = len(paths)
+        paths += exports_by_load[load]
+    beginning = rows["duplicate_of_load"].replace_strict(beginnings, return_dtype=pl.UInt32).fill_null(0)
+    return pl.Series("export", paths, dtype=pl.String).gather(rows["duplicate_of_export"] + beginning)
+
+
+def _customer_columns(customer_keys: CustomerKeys, ledger_key: str | None) -> list[pl.Expr]:
+    key, name = pl.col("customer_key"), pl.col("customer_key_name")
+    match customer_keys:
+        case "plain":
+            return [key, name]
+        case "hmac":
+            assert ledger_key is not None  # asked for before anything was sent
+            return [Cryptographic(key).hmac_sha256(key=ledger_key).alias("customer_key"), name]
+        case "omit":
+            return [pl.lit(None, pl.String).alias(column) for column in ("customer_key", "customer_key_name")]
 
 
 def _standings_frame(standings: Iterable[Standing]) -> pl.DataFrame:

@@ -12,6 +12,7 @@ import polars as pl
 from polars_hash import NonCryptographicHashingNameSpace as Hash
 
 from backfill.core.columns import PROPERTY
+from backfill.core.identity import IDENTITY_SCHEMA, customer, identified
 from backfill.core.limits import (
     BUCKET_BYTES,
     BUCKET_ROWS,
@@ -33,8 +34,15 @@ ROW_SCHEMA = {
     "position": pl.Int16(),
     "duplicate_of_export": pl.UInt32(),
     "duplicate_of_row": pl.Int64(),
+    "duplicate_of_load": pl.UInt32(),
 }
-"""The columns of `Arranged.rows`. Positions count from 0; a duplicate has neither request nor position."""
+"""The columns of `Arranged.rows`. Positions count from 0; a duplicate has neither request nor position.
+
+`duplicate_of_export` counts within the load `duplicate_of_load`, null where that is the row's own.
+"""
+
+ORIGINALS_SCHEMA = {"place": pl.UInt32(), **{name: ROW_SCHEMA[name] for name in ROW_SCHEMA if "duplicate" in name}}
+"""Rows, by their place in delivery order, that repeat what was arranged before."""
 
 REQUEST_SCHEMA = {
     "request": pl.Int64(),
@@ -45,8 +53,6 @@ REQUEST_SCHEMA = {
     "sizes": pl.List(pl.UInt32()),
 }
 """The columns of `Arranged.requests`. `body`: the interactions' JSON joined by commas, `sizes`: the bytes of each."""
-
-_DEFAULT_KEY_NAME = "customerkey"  # what the API takes for a key without a name
 
 SPAN_WIDTHS_US = (3_600_000_000, 1_000_000, 1)
 """How closely a lane that is too large is looked at: by hours, then by seconds and instants where these are crowded."""
@@ -99,28 +105,21 @@ def in_slots(rows: pl.DataFrame) -> pl.DataFrame:
     """The valid rows with their `slot`, UInt16: the share of all customers that each one's customer belongs to.
 
     With neither key nor tid there is no customer, and no order to keep. But a row's duplicates must come to the same
-    lane to be seen, so its content decides.
+    lane to be seen, so its identity decides, or its content. `identity:...` becomes IDENTITY_SCHEMA.
     """
-    placed = rows.with_columns(_customer().alias("customer"))
+    placed = identified(rows).with_columns(_customer().alias("customer"))
     if placed["customer"].null_count():
         content = sorted(name for name in rows.columns if name.startswith(PROPERTY))
         text = [pl.concat_str(pl.lit(f"\0{name}\0"), pl.col(name)) for name in ("url", *content)]
         whole = pl.concat_str(pl.col("timestamp").dt.epoch("us").cast(pl.String), *text, ignore_nulls=True)
-        placed = placed.with_columns(pl.coalesce("customer", Hash(whole).xxh3_64()).alias("customer"))
+        identity = [name for name in IDENTITY_SCHEMA if name in placed.columns][-1:]
+        placed = placed.with_columns(pl.coalesce("customer", *identity, Hash(whole).xxh3_64()).alias("customer"))
     return placed.with_columns((pl.col("customer") % SLOTS).cast(pl.UInt16).alias("slot")).drop("customer")
 
 
 def _customer() -> pl.Expr:
-    """Whose interaction a row is: a hash, UInt64, that is the same in every version; null with neither key nor tid.
-
-    The customer is (key name, key), and for a row without a key its `tid`.
-    """
-    # The letter keeps keys and tids apart. No key holds a control character, so the last NUL ends the name.
-    by_key = pl.concat_str(
-        pl.lit("k"), pl.col("customer_key_name").fill_null(_DEFAULT_KEY_NAME), pl.lit("\0"), pl.col("customer_key")
-    )
-    by_tid = pl.concat_str(pl.lit("t"), pl.col("tid"))
-    return Hash(pl.coalesce(by_key, by_tid)).xxh3_64()
+    """Whose interaction a row is: a hash, UInt64, that is the same in every version; null with neither key nor tid."""
+    return Hash(customer()).xxh3_64()
 
 
 def run_order(rows: pl.DataFrame) -> pl.DataFrame:
@@ -178,7 +177,8 @@ def crowded(spans: Sequence[Span], limit: int) -> list[Span]:
 def time_ranges(spans: Sequence[Span], limit: int) -> list[Span]:
     """Neighbouring spans, in order of time, joined up to `limit` rows. One instant is never cut in two.
 
-    So the duplicates of an interaction, which share its instant, always meet in one piece.
+    So interactions of the same content, which share their instant, always meet in one piece. With `rows.identity` they
+    may not: then a piece has to look into those before it.
     """
     joined: list[Span] = []
     for span in sorted(spans):
@@ -189,6 +189,15 @@ def time_ranges(spans: Sequence[Span], limit: int) -> list[Span]:
         else:
             joined.append(span)
     return joined
+
+
+def within(slots: tuple[int, int], times_us: tuple[int, int] | None) -> pl.Expr:
+    """Whether a row lies in the slots [from, to) and the times [from, to), as those of a piece are."""
+    wanted = pl.col("slot").is_between(pl.lit(slots[0], pl.UInt16), pl.lit(slots[1] - 1, pl.UInt16))
+    if times_us is None:
+        return wanted
+    first, end = (pl.lit(time).cast(ROW_SCHEMA["timestamp"]) for time in times_us)
+    return wanted & (pl.col("timestamp") >= first) & (pl.col("timestamp") < end)
 
 
 def delivery_order(rows: pl.DataFrame, lanes: int) -> pl.DataFrame:
@@ -219,14 +228,17 @@ def _by_lane_and_time(rows: pl.DataFrame) -> list[pl.Expr]:
     return [pl.col("lane").cast(pl.Int64) * 2**54 + (pl.col("timestamp").cast(pl.Int64) - first)]
 
 
-def cut(rows: pl.DataFrame, *, first_request: int, most: int, duplicates: str) -> Arranged:
+def cut(
+    rows: pl.DataFrame, *, first_request: int, most: int, duplicates: str, originals: pl.DataFrame | None = None
+) -> Arranged:
     """Find duplicates among rows in delivery order, and cut the others into requests of at most `most` interactions.
 
     Takes what `delivery_order` gives, with the `body` and `fingerprint` of each row. Of interactions with one
-    fingerprint the first by (export, row) stays; the others name it in duplicate_of_export and duplicate_of_row and
-    are in no request, unless `duplicates` is "send". A request ends where lane or `tid` changes.
+    fingerprint the first by (timestamp, export, row) stays; the others name it in duplicate_of_export and
+    duplicate_of_row and are in no request, unless `duplicates` is "send". None stays of those in `originals`
+    (ORIGINALS_SCHEMA), which repeat what other pieces or loads hold. A request ends where lane or `tid` changes.
     """
-    rows = _with_originals(rows) if duplicates == "skip" else rows.with_columns(_no_original())
+    rows = _with_originals(rows, originals) if duplicates == "skip" else rows.with_columns(_no_original())
     sent = rows.select("lane", "tid", "body", kept=pl.col("duplicate_of_row").is_null()).with_row_index("index")
     starts = pl.any_horizontal(
         pl.col("lane").ne_missing(pl.col("lane").shift()), pl.col("tid").ne_missing(pl.col("tid").shift())
@@ -255,25 +267,38 @@ def _no_original() -> list[pl.Expr]:
     return [
         pl.lit(None, dtype=pl.UInt32).alias("duplicate_of_export"),
         pl.lit(None, dtype=pl.Int64).alias("duplicate_of_row"),
+        pl.lit(None, dtype=pl.UInt32).alias("duplicate_of_load"),
     ]
 
 
-def _with_originals(rows: pl.DataFrame) -> pl.DataFrame:
-    if rows["fingerprint"].n_unique() == rows.height:  # a third of the cost of looking which ones are twins
+def _with_originals(rows: pl.DataFrame, known: pl.DataFrame | None) -> pl.DataFrame:
+    repeated = _twins(rows)
+    if known is not None and known.height:
+        known = known.rename({"place": "index"})
+        repeated = pl.concat([known, repeated.join(known, on="index", how="anti").select(known.columns)])
+    if repeated.is_empty():
         return rows.with_columns(_no_original())
-    twins = rows.select("fingerprint", "export", "row").with_row_index("index")
-    twins = twins.filter(pl.col("fingerprint").is_duplicated())
-    later = (
-        twins.sort("export", "row")
+    return rows.with_columns(
+        _spread(repeated, "duplicate_of_export", rows.height, pl.UInt32()),
+        _spread(repeated, "duplicate_of_row", rows.height, pl.Int64()),
+        _spread(repeated, "duplicate_of_load", rows.height, pl.UInt32()),
+    )
+
+
+def _twins(rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows that repeat one of the same piece, by `index`."""
+    if rows["fingerprint"].n_unique() == rows.height:  # a third of the cost of looking which ones are twins
+        return pl.DataFrame(schema=ORIGINALS_SCHEMA).rename({"place": "index"})
+    twins = rows.select("fingerprint", "timestamp", "export", "row").with_row_index("index")
+    return (
+        twins.filter(pl.col("fingerprint").is_duplicated())
+        .sort("timestamp", "export", "row")
         .with_columns(
             pl.col("export").first().over("fingerprint").alias("duplicate_of_export"),
             pl.col("row").first().over("fingerprint").alias("duplicate_of_row"),
         )
         .filter((pl.col("export") != pl.col("duplicate_of_export")) | (pl.col("row") != pl.col("duplicate_of_row")))
-    )
-    return rows.with_columns(
-        _spread(later, "duplicate_of_export", rows.height, pl.UInt32()),
-        _spread(later, "duplicate_of_row", rows.height, pl.Int64()),
+        .with_columns(pl.lit(None, dtype=pl.UInt32).alias("duplicate_of_load"))
     )
 
 

@@ -82,6 +82,18 @@ class Pacer:
         self.ready_at_s = max(self.ready_at_s, now_s - LATENESS_S) + gap_s
 
 
+def calls_per_second(
+    *, requests_per_second: float, interactions_per_second: float | None, interactions_per_call: float
+) -> float:
+    """How many calls of that size the budget allows, on average: the tighter of its two bounds.
+
+    With one interaction a call, interactions/s is just another bound of requests/s.
+    """
+    if interactions_per_second is None:
+        return requests_per_second
+    return min(requests_per_second, interactions_per_second / max(1.0, interactions_per_call))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hours:
     """How long this execution may send, and how much, on the clock that the dispatch is given.

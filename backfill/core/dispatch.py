@@ -125,6 +125,7 @@ class Dispatch:
         self._breaker = Breaker(failures=delivery.breaker_failures)
         self._unbelieved: list[Recorded] = []
         self._last_refusal = ""
+        self._unreachable = ""  # the last reason why there was no connection or token, until there is one
         self._left = math.inf if limit is None else limit
         self._admitted: dict[int, int] = {}  # by request: the end of the positions that a limit has let through
         self._withheld = 0  # lanes whose next request the limit keeps back
@@ -180,8 +181,8 @@ class Dispatch:
                 pass
             case Connected(part):
                 self._connected(part, commands)
-            case NotSent(part, cause):
-                self._not_sent(part, cause, now_s, commands)
+            case NotSent(part, cause, said):
+                self._not_sent(part, cause, said or cause, now_s, commands)
             case Committed(parts):
                 self._gate.extend(self._flights[part] for part in parts)
             case Replied(part, verdict):
@@ -241,7 +242,8 @@ class Dispatch:
         if self._failing_since_s is not None and now_s - self._failing_since_s >= self._delivery.give_up_after_s:
             self._stop(
                 ExitCode.STOPPED_EARLY,
-                f"Nothing was acknowledged for {self._delivery.give_up_after_s:g} s (delivery.give_up_after_s).",
+                f"Nothing was acknowledged for {self._delivery.give_up_after_s:g} s (delivery.give_up_after_s). "
+                f"{self._unreachable}".rstrip(),
             )
         if self._breaker.burns:
             self._stop(
@@ -345,6 +347,7 @@ class Dispatch:
             self._again(flight, commands, None)
             return
         flight.intended = True
+        self._unreachable = ""
         commands.append(Commit([self._move(flight, Move.INTENT)]))
 
     def _send(self, flight: _Flight, now_s: float, commands: list[Command]) -> None:
@@ -566,7 +569,7 @@ class Dispatch:
                 return Move.REFUSED if acknowledged else Move.UNAPPLIED
         return Move.UNCLEAR
 
-    def _not_sent(self, part: Part, cause: str, now_s: float, commands: list[Command]) -> None:
+    def _not_sent(self, part: Part, cause: str, said: str, now_s: float, commands: list[Command]) -> None:
         flight = self._flights.get(part)
         if flight is None:  # let go while it was connecting
             return
@@ -576,20 +579,27 @@ class Dispatch:
             self._again(flight, commands, None, now_s, cause=cause)
             return
         self._failed(flight, now_s)
-        self._out_of_attempts(flight, f"no connection to api.base_url ({cause})")
+        self._unreachable = f"No connection to api.base_url: {said}"
+        if cause == "proxy_credentials":  # asking again could get the account locked
+            self._stop(ExitCode.CREDENTIALS_REFUSED, self._unreachable)
+        if cause == "untrusted":  # a certificate does not mend itself, and a person should hear of it now
+            self._stop(ExitCode.UNUSABLE, self._unreachable)
+        self._out_of_attempts(flight, self._unreachable)
         self._again(flight, commands, None, now_s + self._backoff_s(flight.lane), cause=cause)
 
     def _token_answered(self, event: TokenGranted | TokenRefused | TokenFailed, now_s: float) -> None:
         match event:
             case TokenGranted():
                 self._authorisation.granted(now_s)
+                self._unreachable = ""
             case TokenRefused(code, reason):
                 self._stop(code, reason)
             case TokenFailed(reason):
                 self._authorisation.failed()
+                self._unreachable = f"No token: {reason.rstrip('.')}."
                 failures = self._authorisation.failures
                 if failures >= self._delivery.max_attempts:
-                    self._stop(ExitCode.STOPPED_EARLY, f"No token after {failures} attempts: {reason}")
+                    self._stop(ExitCode.STOPPED_EARLY, f"No token after {failures} attempts: {reason.rstrip('.')}.")
                 if self._failing_since_s is None:
                     self._failing_since_s = now_s
                 self._authorisation.not_before(now_s + backoff_s(failures, self._delivery, self._jitter()))
@@ -614,7 +624,7 @@ class Dispatch:
             self._stop(
                 ExitCode.STOPPED_EARLY,
                 f"Request {flight.part.request} failed {flight.lane.failures} times in a row "
-                f"(delivery.max_attempts), last with {said}. Run again when the API answers.",
+                f"(delivery.max_attempts). The last time: {said.rstrip('.')}. Run again when the API answers.",
             )
 
     def _stop_for_refusals(self) -> None:

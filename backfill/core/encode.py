@@ -10,8 +10,11 @@ from collections.abc import Sequence
 import polars as pl
 from polars_hash import NonCryptographicHashingNameSpace as Hash
 
+from backfill.core.calls import CALLS
 from backfill.core.columns import PROPERTY
 from backfill.core.config import BulkKey, Wire
+from backfill.core.identity import DEFAULT_KEY_NAME, IDENTITY_SCHEMA
+from backfill.core.identity import fingerprint as identity_fingerprint
 
 _ESCAPES = {chr(code): f"\\u{code:04x}" for code in range(0x20)} | {
     "\b": "\\b",
@@ -31,27 +34,25 @@ _TEXT = ("url", "customer_key", "customer_key_name", "tid")
 
 
 def render(rows: pl.DataFrame, wire: Wire) -> pl.DataFrame:
-    """The JSON of each row and the fingerprint of its content.
+    """The JSON of each row and the fingerprint of its identity, or of its content where it has none of its own.
 
-    Takes timestamp, url, customer_key, customer_key_name, tid and, in any order, property:...
+    Takes timestamp, url, customer_key, customer_key_name, tid and, in any order, property:...; and IDENTITY_SCHEMA
+    where `rows.identity` is set.
     Shape: (rows, 2): `body` String; `fingerprint` UInt128. All values are JSON strings, but for a
     timestamp in epoch milliseconds; what a row lacks is left out. The fingerprint is equal for two interactions
-    with the same instant, address, customer, tid and properties, whatever `[wire]` says.
+    with the same instant, address, customer, tid and properties, whatever `[wire]` says. A key without a name is the
+    same customer as one under the name that the API takes it for.
     """
     properties = sorted(name for name in rows.columns if name.startswith(PROPERTY))
     safe = _escaped(rows.select("timestamp", *_TEXT, *properties))
-    parts: list[_Part] = [
-        '"',
-        pl.col("url"),
-        '"',
-        *_optional(safe, "customer_key", ',"customerKey":"'),
-        *_optional(safe, "customer_key_name", ',"customerKeyName":"'),
-        *_property_list(safe, properties),
-        "}",
-    ]
-    # The long part is the same in the body and in what is hashed. So neither the order of these parts nor their
+    # The long part is the same in the body and in what is hashed. So neither the order of its parts nor their
     # spelling may ever change: fingerprints are compared across loads, and across versions.
-    content = safe.select("timestamp", "tid", _joined(parts, ignore_nulls=True).alias("content"))
+    content = safe.select("timestamp", "tid", _long_part(safe, properties).alias("content"))
+    hashed = content
+    if (nameless := rows.select(_is_nameless()).to_series()).any():
+        named = pl.when(nameless).then(pl.lit(DEFAULT_KEY_NAME)).otherwise("customer_key_name")
+        spelled = safe.with_columns(named.alias("customer_key_name"))
+        hashed = spelled.select("timestamp", "tid", _long_part(spelled, properties).alias("content"))
     if wire.timestamp_format == "epoch_ms":
         time = pl.col("timestamp").dt.epoch("ms").cast(pl.String)
     else:
@@ -61,18 +62,40 @@ def render(rows: pl.DataFrame, wire: Wire) -> pl.DataFrame:
     around = pl.concat_str(
         pl.col("timestamp").dt.epoch("us").cast(pl.String), pl.lit("\n"), pl.col("tid").fill_null("")
     )
-    return content.select(
-        pl.concat_str(pl.lit(head), time, pl.lit(address), pl.col("content")).alias("body"),
-        (Hash(pl.col("content")).xxh3_128() ^ Hash(around).xxh3_128()).alias("fingerprint"),
+    body = content.select(pl.concat_str(pl.lit(head), time, pl.lit(address), pl.col("content")).alias("body"))
+    prints = hashed.select((Hash(pl.col("content")).xxh3_128() ^ Hash(around).xxh3_128()).alias("fingerprint"))
+    if set(IDENTITY_SCHEMA) <= set(rows.columns):
+        identity = rows.select(identity_fingerprint().alias("identity"))
+        prints = prints.hstack(identity).select(pl.coalesce("identity", "fingerprint").alias("fingerprint"))
+    return body.hstack(prints)
+
+
+def _is_nameless() -> pl.Expr:
+    return pl.col("customer_key").is_not_null() & pl.col("customer_key_name").is_null()
+
+
+def _long_part(safe: pl.DataFrame, properties: Sequence[str]) -> pl.Expr:
+    """From the address to the end; what comes before it is a matter of `[wire]`."""
+    return _joined(
+        [
+            '"',
+            pl.col("url"),
+            '"',
+            *_optional(safe, "customer_key", ',"customerKey":"'),
+            *_optional(safe, "customer_key_name", ',"customerKeyName":"'),
+            *_property_list(safe, properties),
+            "}",
+        ],
+        ignore_nulls=True,
     )
 
 
 def request_body(fragment: bytes, wire: Wire, call: str) -> bytes:
     """The body of a request whose interactions' JSON, joined by commas, is `fragment`.
 
-    `interaction-offline` takes the one object itself, the bulk call an array or an object with one.
+    A call of one takes the object itself, the bulk call an array or an object with one.
     """
-    if call == "interaction-offline":
+    if not CALLS[call].many:
         return fragment
     if isinstance(wire.bulk, BulkKey):
         return b"{%s:[%s]}" % (_quoted(wire.bulk.key).encode(), fragment)

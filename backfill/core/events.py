@@ -40,10 +40,14 @@ class Connected(NamedTuple):
 
 
 class NotSent(NamedTuple):
-    """No byte of the request was handed to a socket, before the intent or after it."""
+    """No byte of the request was handed to a socket, before the intent or after it.
+
+    `cause` in one word, as the journal keeps it; `said` in sentences, as a person is told.
+    """
 
     part: Part
     cause: str
+    said: str = ""
 
 
 class Committed(NamedTuple):

@@ -131,9 +131,17 @@ def _tiling_fault(whole: Part, parts: Sequence[Part]) -> str | None:
     return None
 
 
-def replayed_lines(rows: pl.DataFrame, played: Replay, *, load: int, exports: Sequence[str]) -> pl.DataFrame:
+def replayed_lines(
+    rows: pl.DataFrame,
+    played: Replay,
+    *,
+    load: int,
+    exports: Sequence[str],
+    exports_by_load: Mapping[int, Sequence[str]] | None = None,
+) -> pl.DataFrame:
     """What the ledger must say of the staged rows of a piece, given the history of its requests.
 
+    `exports_by_load`: those of all loads, for the rows that repeat an interaction of another one.
     Every part is spread out to its positions and met with the rows one by one, unlike the ledger's own range join.
     Shape: (rows, 19), as the ledger.
     """
@@ -179,6 +187,19 @@ def replayed_lines(rows: pl.DataFrame, played: Replay, *, load: int, exports: Se
         .explode("position")
     )
     paths = dict(enumerate(exports))
+    originals = [
+        (number, nth, path)
+        for number, known in {**(exports_by_load or {}), load: exports}.items()
+        for nth, path in enumerate(known)
+    ]
+    original = pl.DataFrame(
+        originals,
+        schema={"of_load": pl.UInt32(), "duplicate_of_export": pl.UInt32(), "original": pl.String()},
+        orient="row",
+    )
+    rows = rows.with_columns(pl.col("duplicate_of_load").fill_null(load).alias("of_load")).join(
+        original, on=["of_load", "duplicate_of_export"], how="left", maintain_order="left"
+    )
     sent = pl.col("request").is_not_null()
     return rows.join(spread, on=["request", "position"], how="left").select(
         _named("export", paths),
@@ -190,7 +211,7 @@ def replayed_lines(rows: pl.DataFrame, played: Replay, *, load: int, exports: Se
         pl.coalesce("outcome", pl.when(sent).then(pl.lit("unsent")).otherwise(pl.lit("duplicate"))),
         pl.coalesce("reasons", pl.lit([], dtype=pl.List(pl.String))),
         pl.when(pl.col("duplicate_of_export").is_not_null())
-        .then(pl.format("{}:{}", _named("duplicate_of_export", paths), "duplicate_of_row"))
+        .then(pl.format("{}:{}", pl.col("original").fill_null("?"), "duplicate_of_row"))
         .alias("duplicate_of"),
         pl.lit(load, pl.Int32).alias("load"),
         "request",

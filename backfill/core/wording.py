@@ -30,3 +30,8 @@ def listed(names: Iterable[str], last: str) -> str:
     """At least one name, joined by commas and before the final one by `last`: "a, b or c"."""
     *head, tail = list(names)
     return f"{', '.join(head)} {last} {tail}" if head else tail
+
+
+def nothing_to_go_on_with(state: object) -> str:
+    """For a state directory without a load, when no export is named either."""
+    return f"{state} holds no job yet, so there is nothing to go on with. Name the exports to send."

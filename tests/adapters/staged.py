@@ -4,7 +4,6 @@ For tests of what comes after staging. The files have the shapes that staging gi
 which row lies where.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -13,8 +12,10 @@ from threading import Event
 
 import polars as pl
 
+from backfill.adapters import staging
 from backfill.adapters.journal import Journal
 from backfill.adapters.state import Export, JobFile, Load, StateDirectory, Tenant
+from backfill.core.arrange import Arranged, Piece
 from backfill.core.lifecycle import Move, Part, Recorded
 
 ROWS = pl.Schema(
@@ -31,6 +32,7 @@ ROWS = pl.Schema(
         "position": pl.Int16(),
         "duplicate_of_export": pl.UInt32(),
         "duplicate_of_row": pl.Int64(),
+        "duplicate_of_load": pl.UInt32(),
     }
 )
 INVALID = pl.Schema(
@@ -68,9 +70,11 @@ class StagedLoad:
     invalid: list[list[dict[str, object]]] = field(default_factory=list)
     not_arranged: set[int] = field(default_factory=set)
     """Pieces whose files are not there yet."""
+    numbered_from: int = 1
+    """More than 1 for a load that was staged and tried before."""
 
     def first_request(self, piece: int) -> int:
-        return 1 + sum(len(rows) for rows in self.pieces[:piece])
+        return self.numbered_from + sum(len(rows) for rows in self.pieces[:piece])
 
     def next_piece(self) -> None:
         self.pieces.append([])
@@ -84,11 +88,10 @@ class StagedLoad:
             rows.append(self._valid(export, tid) | {"request": number, "position": position})
         return Part(number, 0, interactions)
 
-    def duplicate(self, export: int, *, of: dict[str, object]) -> None:
-        """A row in the newest piece that repeats another."""
-        self.pieces[-1].append(
-            self._valid(export, None) | {"duplicate_of_export": of["export"], "duplicate_of_row": of["row"]}
-        )
+    def duplicate(self, export: int, *, of: dict[str, object], load: int | None = None) -> None:
+        """A row in the newest piece that repeats another one, of this load or an earlier one."""
+        original = {"duplicate_of_export": of["export"], "duplicate_of_row": of["row"], "duplicate_of_load": load}
+        self.pieces[-1].append(self._valid(export, None) | original)
 
     def refuse(self, export: int, *reasons: str) -> None:
         """A row that our rules refuse, in the newest file of invalid rows."""
@@ -107,53 +110,52 @@ class StagedLoad:
         for number, rows in enumerate(self.pieces):
             if number in self.not_arranged:
                 continue
-            pl.DataFrame(rows, schema=ROWS).write_parquet(folder / f"rows-{number:05d}.parquet")
             requests: dict[int, int] = {}
             for row in rows:
                 if isinstance(row["request"], int):
                     requests[row["request"]] = requests.get(row["request"], 0) + 1
-            pl.DataFrame(
+            planned = pl.DataFrame(
                 [
                     {"request": request, "lane": number, "count": count, "body": ",".join(["{}"] * count)}
                     | {"sizes": [2] * count}
                     for request, count in requests.items()
                 ],
                 schema=REQUESTS,
-            ).write_parquet(folder / f"requests-{number:05d}.parquet")
+            )
+            staging.write_piece(folder, number, Arranged(pl.DataFrame(rows, schema=ROWS), planned))
         for number, rows in enumerate(self.invalid):
-            pl.DataFrame(rows, schema=INVALID).write_parquet(folder / f"invalid-{number:05d}.parquet")
-        (folder / "manifest.json").write_text(json.dumps(self._manifest(load)))
+            staging.write_invalid(folder, number, pl.DataFrame(rows, schema=INVALID))
+        staging.write_manifest(folder, self._manifest(load))
         return folder
 
-    def _manifest(self, load: int) -> dict[str, object]:
+    def _manifest(self, load: int) -> staging.Manifest:
         invalid = [sum(row["export"] == nth for part in self.invalid for row in part) for nth in self._numbers()]
         read = [self.rows_read(nth) for nth in self._numbers()]
-        return {
-            "version": 1,
-            "load": load,
-            "lanes": len(self.pieces),
-            "exports": [
-                {"path": path, "rows": rows, "valid": rows - refused, "invalid": refused}
-                | {"size": 1, "mtime_ns": 1, "sha256": "0" * 64}
+        return staging.Manifest(
+            load=load,
+            lanes=len(self.pieces),
+            exports=tuple(
+                staging.StagedExport(
+                    path=path, rows=rows, valid=rows - refused, invalid=refused, size=1, mtime_ns=1, sha256="0" * 64
+                )
                 for path, rows, refused in zip(self.exports, read, invalid, strict=True)
-            ],
-            "rows": {"read": sum(read), "valid": sum(read) - sum(invalid), "invalid": sum(invalid)},
-            "pieces": [
-                {
-                    "piece": number,
-                    "lane_from": number,
-                    "lane_to": number + 1,
-                    "slot_from": number,
-                    "slot_to": number + 1,
-                    "rows": len(rows),
-                    "first_request": self.first_request(number),
-                }
+            ),
+            pieces=tuple(
+                Piece(
+                    piece=number,
+                    lane_from=number,
+                    lane_to=number + 1,
+                    slot_from=number,
+                    slot_to=number + 1,
+                    rows=len(rows),
+                    first_request=self.first_request(number),
+                )
                 for number, rows in enumerate(self.pieces)
-            ],
-            "runs": 0,
-            "properties": [],
-            "invalid_parts": len(self.invalid),
-        }
+            ),
+            runs=0,
+            properties=(),
+            invalid_parts=len(self.invalid),
+        )
 
     def _numbers(self) -> range:
         return range(len(self.exports))
@@ -171,7 +173,7 @@ class StagedLoad:
         }
 
     def _valid(self, export: int, tid: str | None) -> dict[str, object]:
-        nothing = {"request": None, "position": None, "duplicate_of_export": None, "duplicate_of_row": None}
+        nothing = dict.fromkeys(("request", "position", "duplicate_of_export", "duplicate_of_row", "duplicate_of_load"))
         return self._read(export) | {"tid": tid, "lane": len(self.pieces) - 1} | nothing
 
 

@@ -1,8 +1,10 @@
 """Staged files: whole or not there, private, and readable in slices."""
 
+import re
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 from backfill.adapters import staging
 from backfill.adapters.staging import Manifest, StagedExport
 from backfill.core.arrange import REQUEST_SCHEMA, ROW_SCHEMA, Arranged, Piece, Span
-from backfill.core.errors import StorageError
+from backfill.core.errors import StorageError, Unusable
 
 HOUR_US = 3_600_000_000
 
@@ -134,13 +136,56 @@ def test_what_is_damaged_or_missing_is_named_with_the_remedy(tmp_path: Path) -> 
     (tmp_path / "requests-00000.parquet").write_bytes(b"PAR1")
     with pytest.raises(StorageError, match=r"requests-00000\.parquet is damaged.*Restore"):
         staging.request_bodies(tmp_path, 0, 0, 1)
-    for content in ("{", "[]", '{"version": 1}'):
+    for content in ("{", "[]", "null", '{"version": 2}', '{"version": 0}', '{"version": "2"}'):
         (tmp_path / "manifest.json").write_text(content)
         with pytest.raises(StorageError, match=r"manifest\.json is damaged"):
             staging.read_manifest(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"version": 99}')
-    with pytest.raises(StorageError, match="another version"):
-        staging.read_manifest(tmp_path)
+    for version, words in ((99, "a later version"), (1, "an earlier version")):
+        (tmp_path / "manifest.json").write_text(f'{{"version": {version}}}')
+        with pytest.raises(Unusable, match=f"{words}.*Install that version again"):
+            staging.read_manifest(tmp_path)
+
+
+def test_a_changed_bit_is_noticed_wherever_it_is(tmp_path: Path) -> None:
+    """In a Parquet file it may read as another value, in JSON as another digit; checksums notice each."""
+    staging.prepare(tmp_path)
+    staging.write_run(tmp_path, 0, run((1, 1), (2, 2)))
+    staging.write_invalid(tmp_path, 0, pl.DataFrame(schema=staging.INVALID_SCHEMA))
+    kept = replace(manifest((piece(rows=2),), runs=1), invalid_parts=1)
+    staging.write_manifest(tmp_path, kept)
+    staging.write_piece(tmp_path, 0, requests(70))
+
+    def look() -> None:
+        found = staging.read_manifest(tmp_path)
+        staging.check_runs(tmp_path, found)
+        staging.check_invalid(tmp_path, found)
+        staging.check_piece(tmp_path, 0)
+
+    look()
+    for path in sorted(tmp_path.iterdir()):
+        content = path.read_bytes()
+        for place in range(0, len(content) - 1, max(1, len(content) // 50)):  # but the line end of a JSON file
+            changed = bytearray(content)
+            changed[place] ^= 4
+            if path.suffix == ".json" and content[place] in b" \n" and changed[place] in b" \n":
+                continue  # white space says nothing
+            path.write_bytes(changed)
+            with pytest.raises((StorageError, Unusable), match=re.escape(path.name)):
+                look()
+        path.write_bytes(content)
+    look()
+
+
+def test_lost_requests_are_named_and_not_the_runs_that_went_because_of_them(tmp_path: Path) -> None:
+    """After the last piece there are no runs; then a missing piece cannot be arranged again."""
+    staging.prepare(tmp_path)
+    staging.write_run(tmp_path, 0, run((1, 1)))
+    staging.write_manifest(tmp_path, manifest((piece(rows=1),), runs=1))
+    staging.write_piece(tmp_path, 0, requests(1))
+    staging.remove_runs(tmp_path)
+    (tmp_path / "requests-00000.parquet").unlink()
+    with pytest.raises(StorageError, match=r"requests-00000\.parquet is missing"):
+        staging.check_runs(tmp_path, staging.read_manifest(tmp_path))
 
 
 def test_a_file_that_the_disk_will_not_take_is_not_there(tmp_path: Path) -> None:
@@ -165,3 +210,11 @@ except StorageError as error:
     assert ended.returncode == 74, ended.stderr
     assert "File too large. Free some space" in ended.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_arranged_before_loads_knew_of_each_other_name_no_load(tmp_path: Path) -> None:
+    """A file without the column is read as if no row repeated another load."""
+    staging.prepare(tmp_path)
+    rows = pl.DataFrame(schema=ROW_SCHEMA).drop("duplicate_of_load")
+    staging.write_piece(tmp_path, 0, requests(1)._replace(rows=rows))
+    assert staging.rows(tmp_path, 0).schema == pl.Schema(ROW_SCHEMA)

@@ -21,6 +21,8 @@ import polars as pl
 
 from backfill import stage
 from backfill.core.config import Api, RunConfig
+from backfill.core.lifecycle import Standing
+from backfill.repeats import Repeats
 
 _SLICE = 250_000
 _GOAL_RATIO, _GOAL_MB = 1.5, 500
@@ -79,12 +81,20 @@ def _slice(start: int, size: int, rows: int, hot: float) -> pl.DataFrame:
     )
 
 
+class Unsent:
+    """A journal in which nothing ever moved."""
+
+    def standings(self, load: int, first_request: int, last_request: int) -> list[Standing]:
+        return []
+
+
 def _ours(folder: Path) -> None:
     config = RunConfig(api=Api(base_url="https://mxo.example", site_key="bench"))
     load = folder / "staged" / "1"
     now = datetime.now(UTC)
     stage.spool([folder / "export.csv"], config, load, load=1, now=now, report=lambda _: None, stopped=lambda: False)
-    stage.arrange(load, config, report=lambda _: None, stopped=lambda: False)
+    repeats = Repeats(folder, 1, Unsent())
+    stage.arrange(load, config, repeats=repeats, report=lambda _: None, stopped=lambda: False)
 
 
 def _reference(folder: Path) -> None:
@@ -105,7 +115,7 @@ def _run(side: str, folder: Path) -> dict[str, float]:
 
 def _measured(side: str, folder: Path) -> None:
     """Run one side in this process and print its figures. The imports before it count for neither."""
-    peak = _RssAnon()
+    peak = PeakMemory()
     before, start_s = os.times(), time.perf_counter()
     _SIDES[side](folder)
     after = os.times()
@@ -117,7 +127,7 @@ def _measured(side: str, folder: Path) -> None:
     print(json.dumps(figures))
 
 
-class _RssAnon:
+class PeakMemory:
     """The peak of anonymous memory, looked at every 10 ms. Mapped files do not count: the kernel may drop them."""
 
     def __init__(self) -> None:
