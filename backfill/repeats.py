@@ -14,6 +14,7 @@ from backfill.adapters import staging
 from backfill.adapters.seen import Seen
 from backfill.core.account import applicable
 from backfill.core.arrange import ORIGINALS_SCHEMA, Piece
+from backfill.core.errors import StorageError
 from backfill.core.identity import halves
 from backfill.core.lifecycle import Standing
 
@@ -35,6 +36,7 @@ class Repeats:
     """What one load repeats, and its own interactions as later loads will meet them. Its state must be locked."""
 
     def __init__(self, state: Path, load: int, journal: Standings) -> None:
+        self._state = state
         self._staged = state / "staged"
         self._seen = Seen(state)
         self._load = load
@@ -46,6 +48,12 @@ class Repeats:
 
         Raises: StorageError.
         """
+        for load in range(1, self._load):
+            if (self._staged / str(load)).is_dir() and not is_remembered(self._state, load):
+                raise StorageError(
+                    f"{self._seen.folder} does not know load {load}, which was staged: interactions of it would "
+                    "be sent again. Restore the folder from a backup."
+                )
         self._seen.check(self._load + 1)  # its own pieces too: what they hold is looked at
         self._seen.merge(self._load - 1)
 

@@ -3,6 +3,7 @@
 The servers are plain sockets that remember every byte; the journal and the staged files are real.
 """
 
+import contextlib
 import gc
 import re
 import subprocess
@@ -270,7 +271,8 @@ def test_the_check_sees_a_journal_that_lies(job: Job) -> None:
     """Negative control: with intents that are durable in name only, the server does see calls without one."""
     with Peer(answers()) as peer, job.journal(_Lying) as journal:
         fail_from_move(journal, 2, "intent")
-        job.deliver(peer, journal)
+        with contextlib.suppress(StorageError):  # it lies about commits; a question it can still not answer
+            job.deliver(peer, journal)
     assert not set(received(peer)) <= job.intents()
 
 
@@ -576,7 +578,10 @@ def test_a_ca_bundle_that_cannot_be_used_is_told(job: Job, tmp_path: Path, conte
     with (
         Peer(answers()) as peer,
         job.journal() as journal,
-        pytest.raises(ConfigurationError, match=r"api\.ca_bundle .*ca\.pem cannot be used"),
+        pytest.raises(
+            ConfigurationError,
+            match=r"api\.ca_bundle .*ca\.pem cannot be used \(.*\)\. Name a PEM file of certificates",
+        ),
     ):
         job.deliver(peer, journal, config(api={"ca_bundle": str(bundle)}))
     assert peer.links == []

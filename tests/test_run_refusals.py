@@ -79,7 +79,7 @@ GOOD = b"1,2024-05-06T07:08:09Z,PRIVATE-1,api://shop/x,plain,\n"
 OTHER = ("--config", "other.toml")
 
 REFUSALS = (
-    Refusal("missing file", ("gone.csv",), ("gone.csv", "does not exist", "Check")),
+    Refusal("missing file", ("gone.csv",), ("gone.csv does not exist. Check the name",)),
     Refusal(
         "directory without exports",
         ("empty",),
@@ -258,7 +258,7 @@ def test_an_edited_export_is_refused(tmp_path: Path) -> None:
         before = path.read_bytes()
         write_csv(path, visits(130))
         job.export("b.csv", visits(50, first=1_000))
-        expect(job.run("a.csv", "b.csv"), 78, "a.csv", "other content", "Nothing was sent", "new name")
+        expect(job.run("a.csv", "b.csv"), 78, "a.csv", "other content", "Nothing was sent", "--changed")
         assert server.count() == calls
         # Same size, other content: the fingerprint decides, not the size.
         path.write_bytes(before.replace(b"plain", b"other", 1))

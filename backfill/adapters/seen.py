@@ -305,5 +305,5 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            f"{folder} cannot be written ({error.strerror}). Free or mend the disk, then run the same command again."
+            f"{folder} cannot be written: {error.strerror}. Free some space there, or mend the disk, then run again."
         ) from error
