@@ -196,7 +196,7 @@ def test_names_that_the_job_does_not_have_are_usage_errors(tmp_path: Path) -> No
         job.export("a.csv", visits(10))
         expect(job.run("a.csv"), 0)
         expect(job.run("--export", "b.csv", command="resolve"), 2, "b.csv is no export of this job", "a.csv")
-        expect(job.run("--load", "2", command="resolve"), 2, "no load 2")
+        expect(job.run("--load", "2", command="resolve"), 2, "There is no load 2 in this job; it has loads 1 to 1.")
         expect(job.run("--request", "1-2", command="resolve"), 2, "LOAD/REQUEST")
         expect(job.run("--since", "yesterday", command="resolve"), 2, "ISO 8601")
         expect(job.run("--until", "2024-01-01T00:00:00", command="resolve"), 2, "no offset")

@@ -341,7 +341,7 @@ def test_what_was_finished_is_settled_before_a_new_export_is_refused(tmp_path: P
 
 def test_a_held_job_is_11_and_names_its_holder(tmp_path: Path) -> None:
     """A second execution ends at once, names pid and host, and does not disturb the first; `status` works meanwhile."""
-    with serving(tmp_path / "log", "hold_s=0.4") as server:
+    with serving(tmp_path / "log", "hold_s=1.2") as server:
         job = Job(tmp_path / "job", server.base_url)
         job.export("a.csv", visits(450))
         first = job.start("a.csv")

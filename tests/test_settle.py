@@ -287,7 +287,7 @@ def test_a_lost_staged_file_is_a_storage_error(state: Path, journal: Journal) ->
     load, _ = two_pieces()
     freeze(state, [load])
     (state / "staged" / "1" / "rows-00001.parquet").unlink()
-    with pytest.raises(StorageError, match=r"rows-00001\.parquet"):
+    with pytest.raises(StorageError, match=r"The staged file .*rows-00001\.parquet is gone or damaged: .*Restore it"):
         settled(state, journal)
 
 

@@ -136,7 +136,7 @@ def test_verifying_changes_nothing(state: Path) -> None:
 
 def test_without_a_job_it_says_so(tmp_path: Path) -> None:
     """A directory that holds no job is refused, not called sound."""
-    with pytest.raises(Unusable, match="There is no job"):
+    with pytest.raises(Unusable, match=r"There is no job.*or begin one with `backfill run`"):
         verify(tmp_path)
 
 

@@ -97,7 +97,9 @@ def command(
         else:
             write_text(ledger, manifest, outcomes, chosen, form, output.result_bytes)
     except Unreadable as error:
-        raise StorageError(f"{error}. The next `backfill run` writes missing and damaged parts anew.") from None
+        raise StorageError(
+            f"In {place}: {error}. The next `backfill run` writes missing and damaged parts anew."
+        ) from None
     return 0
 
 

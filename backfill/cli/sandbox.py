@@ -112,6 +112,7 @@ def command(
     except BrokenPipeError:
         raise
     except OSError as error:
-        named = "" if error.filename is None else f" ({error.filename})"
+        # Without a file name it is the port, and the server's own words name the remedy.
+        named = "" if error.filename is None else f" ({error.filename}). Name another folder by --log."
         raise Unusable(f"The sandbox cannot start: {error.strerror}{named}") from None
     return 0

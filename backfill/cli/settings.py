@@ -298,13 +298,14 @@ def _secret(environment: Mapping[str, str], name: str) -> str | None:
         try:
             value = Path(file).read_text(encoding="utf-8-sig").removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError:
-            raise ConfigurationError(f"The file that {source} names is not UTF-8: {file}") from None
+            raise ConfigurationError(f"The file that {source} names is not UTF-8: {file}. Save it as UTF-8.") from None
         except OSError as error:
             raise ConfigurationError(
-                f"The file that {source} names cannot be read: {file} ({error.strerror})"
+                f"The file that {source} names cannot be read: {file} ({error.strerror}). "
+                "Check its name and permissions."
             ) from None
         if not value:
-            raise ConfigurationError(f"The file that {source} names is empty: {file}")
+            raise ConfigurationError(f"The file that {source} names is empty: {file}. Write the secret into it.")
     if value and re.search(r"[\x00-\x1f\x7f]", value):
         raise ConfigurationError(f"{source} holds a line end or another control character. Set it anew, without.")
     return value or None

@@ -111,7 +111,8 @@ def from_json(content: bytes, source: str) -> object:
     try:
         return json.loads(text, object_pairs_hook=_once, parse_constant=_no_such_number)
     except json.JSONDecodeError as error:
-        raise UsageError(f"{source} is no JSON (line {error.lineno}, column {error.colno}: {error.msg}).") from None
+        place = f"line {error.lineno}, column {error.colno}"
+        raise UsageError(f"{source} is no JSON ({place}: {error.msg}). Mend it there.") from None
     except _NotJson as error:
         raise UsageError(f"{source} is no JSON as the API reads it: {error}.") from None
     except (ValueError, RecursionError):

@@ -23,7 +23,7 @@ _WHOLE = r"^(?:-?[1-9][0-9]*|0)\.0$"
 _EXPONENT = r"^[+-]?[0-9](?:(?:[.,][0-9]+)?[Ee][+-][0-9]{2,3}|\.[0-9]+[Ee]-?[0-9]{1,3})$"
 """As spreadsheets and most languages write it, and as Java does (`2.82E18`). `1E10` may be anybody's key."""
 
-_EXACT = {pl.Float64: 2**53, pl.Float32: 2**24}
+_EXACT: dict[type[pl.DataType], int] = {pl.Float64: 2**53, pl.Float32: 2**24, pl.Float16: 2**11}
 """From here on a float stands for more than one whole number."""
 
 
@@ -35,7 +35,7 @@ class Keys(NamedTuple):
 
 
 def read_keys(column: pl.Series, *, mend: bool) -> Keys:
-    """Read a column of keys: text, or a Float32 or Float64 of a typed export.
+    """Read a column of keys: text, or a float of a typed export.
 
     `mend`: `17850.0` is the key `17850`, where it is sure that no digit was lost.
     """
@@ -59,7 +59,7 @@ def _is_exact(written: pl.Series) -> pl.Series:
 
 
 def _read_floats(column: pl.Series, *, mend: bool) -> Keys:
-    limit = _EXACT[pl.Float32 if column.dtype == pl.Float32 else pl.Float64]
+    limit = _EXACT[column.dtype.base_type()]
     column = column.cast(pl.Float64)
     # Zero has no sign as a key.
     column = column.zip_with((column != 0).fill_null(True), pl.repeat(0.0, len(column), eager=True))

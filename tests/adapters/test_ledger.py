@@ -139,6 +139,15 @@ def test_a_disk_that_refuses_is_a_storage_error_that_names_the_file(tmp_path: Pa
         Ledger(tmp_path).write_part(part_path(1, 0), some_lines(1))
 
 
+def test_a_part_that_cannot_be_deleted_is_a_storage_error_with_its_folder(tmp_path: Path) -> None:
+    """A folder under the name of a part, for instance: rows might be counted twice, so it is not passed over."""
+    (tmp_path / "ledger" / "1" / "part-00007.parquet").mkdir(parents=True)
+    with pytest.raises(
+        StorageError, match=r"Cannot delete an outdated file in .*ledger: .*permissions, then run again"
+    ):
+        Ledger(tmp_path).keep_only([])
+
+
 def test_the_stamp_is_that_of_the_content(tmp_path: Path) -> None:
     """A copy has the same stamp, other rows another one, even where the size is the same."""
     one, copy, other = tmp_path / "one", tmp_path / "copy", tmp_path / "other"

@@ -81,7 +81,8 @@ def test_a_place_that_fails_is_named_with_what_to_do(place: Path) -> None:
         with pytest.raises(StorageError) as told:
             scratch.read((1, 2), None)
     assert str(folder) in told.value.message
-    assert "TMPDIR" in told.value.message
+    assert "cannot be written or read. Free some space there" in told.value.message
+    assert "name another place in TMPDIR" in told.value.message
 
 
 def test_no_place_at_all_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

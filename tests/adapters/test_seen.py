@@ -168,6 +168,14 @@ def test_a_flipped_bit_is_noticed(seen: Seen, at: int) -> None:
         seen.check(2)
 
 
+def test_a_place_that_cannot_be_written_is_told_with_its_cause(seen: Seen) -> None:
+    """A file where the folder should be, for instance: what is not remembered would be sent twice."""
+    seen.folder.write_text("in the way")
+    said = r"cannot be written: (File exists|Not a directory)\. Free some space there, or mend the disk, then run again"
+    with pytest.raises(StorageError, match=said):
+        seen.remember(1, 0, ALL, interactions(range(10)))
+
+
 def test_nothing_is_readable_by_others(seen: Seen) -> None:
     """Directories 0700, files 0600, through a merge too."""
     for load in (1, 2):

@@ -142,7 +142,8 @@ def test_what_is_damaged_or_missing_is_named_with_the_remedy(tmp_path: Path) -> 
             staging.read_manifest(tmp_path)
     for version, words in ((99, "a later version"), (1, "an earlier version")):
         (tmp_path / "manifest.json").write_text(f'{{"version": {version}}}')
-        with pytest.raises(Unusable, match=f"{words}.*Install that version again"):
+        said = rf"json was written by {words} of backfill \(format {version}, .*that version again and finish its loads"
+        with pytest.raises(Unusable, match=said):
             staging.read_manifest(tmp_path)
 
 

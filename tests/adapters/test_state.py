@@ -1,6 +1,8 @@
 """The state directory against real files, a real second process and a real kill."""
 
+import dataclasses
 import errno
+import fcntl
 import os
 import signal
 import stat
@@ -117,14 +119,14 @@ def test_a_file_in_the_way_is_named(tmp_path: Path, below: str) -> None:
 def test_a_dangling_link_is_named(tmp_path: Path) -> None:
     """A link to an unmounted disk must not be taken for an empty state."""
     (tmp_path / "june").symlink_to(tmp_path / "gone")
-    with pytest.raises(Unusable, match="leads nowhere"):
+    with pytest.raises(Unusable, match=r"june is a link that leads nowhere\. Mend the link"):
         StateDirectory(tmp_path / "june").prepare()
 
 
 def test_another_users_directory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A state of another user is refused with both ids."""
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
-    with pytest.raises(Unusable, match="4711"):
+    with pytest.raises(Unusable, match=r"belongs to another user \(uid \d+, we are 4711\)\. Run as that user"):
         StateDirectory(tmp_path).prepare()
 
 
@@ -196,7 +198,7 @@ def test_a_network_file_system_is_refused_before_anything_is_made(
     (tmp_path / "link").symlink_to(tmp_path / "real")
     mounts = f"27 1 254:0 / / rw - ext4 /dev/vda rw\n28 27 0:9 / {tmp_path.resolve()}/real rw - nfs4 s:/x rw\n"
     monkeypatch.setattr(state, "_mountinfo", lambda: mounts)
-    with pytest.raises(Unusable, match=r"nfs4.*same rows"):
+    with pytest.raises(Unusable, match=r"lies on a network file system \(nfs4\)\..*same rows"):
         StateDirectory(tmp_path / "link" / "june").prepare()
     assert not (tmp_path / "real" / "june").exists()
 
@@ -325,7 +327,9 @@ GOOD = 'version = 1\n[tenant]\nbase_url = "https://x"\nsite_key = "k"\ncall = "i
 def test_a_damaged_record_stops_everything(tmp_path: Path, text: str) -> None:
     """A record that is not as we leave it is never guessed at: 74, with what to do and what not to do."""
     (tmp_path / "job.toml").write_text(text)
-    with pytest.raises(StorageError, match=r"job\.toml is damaged.*backup.*do not begin anew"):
+    with pytest.raises(
+        StorageError, match=r"job\.toml is damaged.*backup; what was sent stands in journal.*do not begin anew"
+    ):
         StateDirectory(tmp_path).read_job()
 
 
@@ -372,6 +376,39 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(os, "write", fail)
     with pytest.raises(StorageError, match=r"No space left on device.*Free"):
         StateDirectory(tmp_path).write_status({"phase": "spooling"})
+
+
+def test_an_export_whose_name_is_no_text_is_told(tmp_path: Path) -> None:
+    """Linux takes any bytes as a name; a record of them could not be read again."""
+    job = JobFile(
+        tenant=TENANT, loads=(Load(load=1, config={}, exports=(dataclasses.replace(EXPORT, path="\udcff.csv"),)),)
+    )
+    with pytest.raises(Unusable, match=r"The name of an export is no valid UTF-8, .*Rename the file"):
+        StateDirectory(tmp_path).write_job(job)
+    assert StateDirectory(tmp_path).read_job() is None
+
+
+def test_a_record_that_cannot_be_read_is_told_with_its_cause(tmp_path: Path) -> None:
+    """By its path; it is not taken for a job that was never begun."""
+    (tmp_path / "job.toml").mkdir()
+    with pytest.raises(
+        StorageError, match=r"job\.toml cannot be read \(Is a directory\)\. Check its owner and the disk"
+    ):
+        StateDirectory(tmp_path).read_job()
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two executions could not see each other there."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    said = (
+        r"lock cannot be locked \(No locks available\): this file system knows no locks\. Choose a --state on a local"
+    )
+    with pytest.raises(Unusable, match=said), StateDirectory(tmp_path).lock("backfill run"):
+        pass
 
 
 def test_the_record_is_synced_before_and_after_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,20 +1,28 @@
 """Errors of the command line as a person reads them: what happened, where, and what to do now."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from backfill.cli import main
+from backfill.core.stop import Stop
 
 API = '[api]\nbase_url = "https://mxo.example"\nsite_key = "k"\n'
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a sound configuration and an export of the default columns."""
+    """A folder with a sound configuration, an export of the default columns, and a few things to trip over."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "june.toml").write_text(API)
     (tmp_path / "a.csv").write_text("timestamp,customer_key,url\n2024-05-06T07:08:09Z,4711,api://a\n")
+    (tmp_path / "locked" / "ledger").mkdir(parents=True)
+    (tmp_path / "locked" / "lock").touch()
+    (tmp_path / "locked" / "ledger" / "manifest.json").write_text("{")
+    (tmp_path / "large.json").touch()
+    os.truncate(tmp_path / "large.json", 21 << 20)
     return tmp_path
 
 
@@ -47,6 +55,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "There is no job in june. Name the right one with --state, or the configuration it belongs to with "
             "--config.",
         ),
+        (["resolve", "--state", "locked"], 78, "locked holds no rows yet, so there is nothing to decide."),
+        (
+            ["ledger", "--state", "locked"],
+            74,
+            "In locked: ledger/manifest.json cannot be read (JSONDecodeError). The next `backfill run` writes "
+            "missing and damaged parts anew.",
+        ),
         (["ledger", "--format", "parquet"], 2, "Parquet cannot be printed. Add --output FILE."),
         (
             ["send", "--call", "interaction-put", "--config", "june.toml"],
@@ -57,6 +72,26 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             ["check", "--probe", "--yes", "--config", "june.toml"],
             2,
             "--probe delivers a row of an export: name one. Every row of it becomes part of the job.",
+        ),
+        (
+            ["send", "--call", "interaction-post", "--config", "june.toml", "--file", "gone.json"],
+            2,
+            "gone.json cannot be read (No such file or directory). Name a JSON file, or - for standard input.",
+        ),
+        (
+            ["send", "--call", "interaction-post", "--config", "june.toml", "--file", "large.json"],
+            2,
+            "large.json is larger than 16 MB. Exports are delivered by `backfill run`.",
+        ),
+        (
+            ["sandbox", "--log", "a.csv"],
+            78,
+            "The sandbox cannot start: File exists (a.csv). Name another folder by --log.",
+        ),
+        (
+            ["plan", "--config", "june.toml", "-"],
+            2,
+            "Standard input cannot be an export: `run` could not read it again. Write it to a file.",
         ),
         (
             ["run", "--config", "june.toml", "-"],
@@ -103,7 +138,10 @@ def test_an_empty_secret_is_told_with_its_file(
     (here / "token").write_text("\n")
     monkeypatch.setenv("BACKFILL_TOKEN_FILE", "token")
     assert main(["run", "--config", "june.toml", "a.csv"]) == 78
-    assert capsys.readouterr().err == "Error: The file that BACKFILL_TOKEN_FILE names is empty: token\n"
+    assert (
+        capsys.readouterr().err
+        == "Error: The file that BACKFILL_TOKEN_FILE names is empty: token. Write the secret into it.\n"
+    )
 
 
 def test_an_interaction_that_is_no_json_is_told_with_its_line(capsys: pytest.CaptureFixture[str], here: Path) -> None:
@@ -122,3 +160,45 @@ def test_a_name_that_cannot_be_a_jobs_is_told_with_the_remedy(capsys: pytest.Cap
     assert capsys.readouterr().err == (
         'Error: The file name of ...toml cannot name the job. Write name = "..." into its section [job].\n'
     )
+
+
+def test_a_configuration_that_cannot_be_read_is_told_with_the_cause(
+    capsys: pytest.CaptureFixture[str], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user's file, for instance."""
+    known = Path.read_bytes
+
+    def read(self: Path) -> bytes:
+        if self.name == "june.toml":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return known(self)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    assert main(["run", "--config", "june.toml", "a.csv"]) == 78
+    assert capsys.readouterr().err == "Error: june.toml cannot be read (Permission denied). Check its permissions.\n"
+
+
+def test_a_stop_before_the_start_is_told(
+    capsys: pytest.CaptureFixture[str], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal while the configuration is read: nothing was begun, so nothing is left behind."""
+    monkeypatch.setattr(Stop, "requested", True)
+    assert main(["run", "--config", "june.toml", "a.csv"]) == 75
+    assert capsys.readouterr().err == (
+        "Error: Stopped by a signal before anything was begun. Run the same command again.\n"
+    )
+    assert not (here / ".backfill").exists()
+
+
+def test_what_lies_among_the_staged_loads_is_told_before_anything_is_sent(
+    capsys: pytest.CaptureFixture[str], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that somebody left there is not ours to delete."""
+    monkeypatch.setenv("BACKFILL_TOKEN", "T")
+    (here / "june" / "staged").mkdir(parents=True)
+    (here / "june" / "staged" / "notes").write_text("do not lose")
+    assert main(["run", "--config", "june.toml", "--state", "june", "a.csv"]) == 74
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "Error: june/staged/notes cannot be removed (Not a directory). Remove it, then run again."
+    )
+    assert (here / "june" / "staged" / "notes").read_text() == "do not lose"

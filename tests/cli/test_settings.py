@@ -244,12 +244,18 @@ def test_secrets_come_from_names_or_from_files() -> None:
     ("environment", "said"),
     [
         ({"BACKFILL_TOKEN": SECRET, "BACKFILL_CLIENT_ID": "me"}, "Both a token"),
-        ({"BACKFILL_TOKEN": SECRET, "BACKFILL_TOKEN_FILE": "secret"}, "Both BACKFILL_TOKEN and BACKFILL_TOKEN_FILE"),
-        ({"BACKFILL_TOKEN_FILE": "gone"}, r"BACKFILL_TOKEN_FILE names cannot be read: gone"),
-        ({"BACKFILL_TOKEN_FILE": "empty"}, "is empty"),
-        ({"BACKFILL_TOKEN_FILE": "binary"}, "not UTF-8"),
+        (
+            {"BACKFILL_TOKEN": SECRET, "BACKFILL_TOKEN_FILE": "secret"},
+            "Both BACKFILL_TOKEN and BACKFILL_TOKEN_FILE are set. Unset one of them",
+        ),
+        (
+            {"BACKFILL_TOKEN_FILE": "gone"},
+            r"BACKFILL_TOKEN_FILE names cannot be read: gone \(No such file.*Check its name",
+        ),
+        ({"BACKFILL_TOKEN_FILE": "empty"}, "BACKFILL_TOKEN_FILE names is empty: empty. Write"),
+        ({"BACKFILL_TOKEN_FILE": "binary"}, "BACKFILL_TOKEN_FILE names is not UTF-8: binary. Save it"),
         ({"BACKFILL_TOKEN_FILE": "lines"}, "control character"),
-        ({"BACKFILL_TOKEN": SECRET + "\n"}, "control character"),
+        ({"BACKFILL_TOKEN": SECRET + "\n"}, "BACKFILL_TOKEN holds a line end or another control character"),
     ],
 )
 def test_a_doubtful_secret_is_refused_and_never_shown(environment: dict[str, str], said: str) -> None:

@@ -72,7 +72,7 @@ def test_a_default_key_column_may_be_missing_only_where_no_key_is_required() -> 
 @pytest.mark.parametrize("template", ["{channel", "channel}", "a{}b", "{{channel}"])
 def test_a_lone_brace_in_a_template_is_refused(template: str) -> None:
     """It is a slip of the pen, not text."""
-    with pytest.raises(ConfigurationError, match="brace"):
+    with pytest.raises(ConfigurationError, match=r"has a brace without its partner\. Write \{column\}"):
         resolved(Columns(url=Template(template=template)))
 
 

@@ -35,7 +35,7 @@ def test_a_shape_tells_nothing_but_the_shape() -> None:
 @pytest.mark.parametrize(
     ("names", "said", "unsaid"),
     [
-        (["a", ""], ["column 2 has no name", "csv.skip_lines"], "None"),
+        (["a", ""], ["column 2 has no name in the header", "csv.skip_lines"], "None"),
         (["a", "b", "a"], ["columns 1 and 3 are named 'a'"], "data"),
         (["2024-03-01", "Meyer", "Meyer"], ["columns 2 and 3 have the same name", "csv.header"], "Meyer"),
     ],

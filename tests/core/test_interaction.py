@@ -93,7 +93,7 @@ def test_a_time_that_cannot_be_is_refused(timestamp: object, said: str) -> None:
 def test_every_fault_of_every_interaction_is_told_by_its_place() -> None:
     """Up to ten; no value is shown."""
     said = refusal([one(timestamp=1), one(), one(url="SECRET", timestamp="SECRET"), "SECRET"], BULK)
-    assert "3 of 4" in said
+    assert said.startswith("3 of 4 interactions are invalid, so nothing was sent:\n")
     assert [line.split(":")[0].strip() for line in said.splitlines()[1:]] == [f"interaction {n}" for n in (2, 3, 3, 4)]
     assert "SECRET" not in said
     assert "and 2 more" in refusal([one()] * 12, BULK)
@@ -116,7 +116,9 @@ def test_the_rules_for_rows_have_words_here() -> None:
 def test_a_list_has_up_to_a_hundred_and_one_tid() -> None:
     """Only the call of many takes one; an object is a list of one there."""
     assert request([one(timestamp=1, tid="t")] * 100, BULK).interactions == 100
-    assert "101 interactions" in refusal([one(timestamp=1)] * 101, BULK)
+    assert "The list holds 101 interactions, so nothing was sent: a call takes 1 to 100." in refusal(
+        [one(timestamp=1)] * 101, BULK
+    )
     assert "0 interactions" in refusal([], BULK)
     assert "different `tid`s" in refusal([one(timestamp=1, tid="t"), one(timestamp=1)], BULK)
     assert "--call interactions-offline" in refusal([one()], POST)
@@ -175,7 +177,7 @@ def test_by_hand_and_from_an_export_are_the_same_bytes(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "line 1, column 1"),
+        (b"", "is no JSON (line 1, column 1: Expecting value). Mend it there."),
         (b'{"url":\n  x}', "line 2, column 3"),
         (b'{"url": "SECRET", "url": "b"}', "`url` is given twice"),
         (b'{"a": NaN}', "NaN is no number"),

@@ -127,6 +127,13 @@ def test_short_floats_lose_digits_sooner() -> None:
     assert read(2.0**24, mend=True, dtype=pl.Float32())[1] == IMPRECISE
 
 
+def test_half_floats_lose_digits_soonest() -> None:
+    """16 bits tell whole numbers apart up to 2^11: 2049 is kept as 2048."""
+    assert read(2.0**11 - 1, mend=True, dtype=pl.Float16()) == ("2047", None)
+    assert read(2.0**11, mend=True, dtype=pl.Float16())[1] == IMPRECISE
+    assert read(2049.0, mend=True, dtype=pl.Float16())[1] == IMPRECISE
+
+
 def test_a_missing_float_is_a_missing_key() -> None:
     """Null has no fault here: that it is missing is another rule's word."""
     assert read(None, dtype=pl.Float64()) == (None, None)

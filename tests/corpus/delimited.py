@@ -60,7 +60,7 @@ QUOTES = [
     refused("unclosed-quote", table("x", '"open', "x"), "line 3", "never closes", 'csv.quote = ""'),
     refused("unclosed-quote-in-header", '"timestamp,customer_key\n' + two(header=None), "line 1", "never closes"),
     refused("stray-quote", table("x", '"a"b', "x"), "line 3", "a quote inside a field", 'csv.quote = ""'),
-    refused("two-unbalanced", table('5" x', '6" y'), "line 2", "a quote inside a field"),
+    refused("two-unbalanced", table('5" x', '6" y'), "line 2", "a quote inside a field. It must be doubled"),
     refused("backslash-escapes", table(r'"say \"x\", twice"'), "line 2", "quote inside a field"),
     read("quotes-off", table('5" screen', '"', "x"), [sent(1, 2, '5" screen'), sent(2, 3, '"'), sent(3, 4)], quote=""),
 ]

@@ -80,9 +80,9 @@ class CsvExport:
         raise ExportError(
             f"{self.path} has no header: there is nothing but blank lines"
             + (
-                " behind what csv.skip_lines, csv.skip_footer and csv.comment leave out."
+                " behind what csv.skip_lines, csv.skip_footer and csv.comment leave out. Set these anew."
                 if self._leaves_out
-                else " in it."
+                else " in it. Export it again, or leave it out."
             )
         )
 
@@ -114,7 +114,10 @@ class CsvExport:
         try:
             names, *more = [fields for fields in reader if fields]
         except csv.Error as error:
-            raise ExportError(f"{self.path}, line {line}: the header cannot be read ({error}).") from error
+            raise ExportError(
+                f"{self.path}, line {line}: the header cannot be read ({error}). Mend it, or name the columns by "
+                "csv.skip_lines and csv.header."
+            ) from error
         if more:
             # A quote inside a name seemed to open one that goes on in the lines below: they would be lost.
             raise ExportError(

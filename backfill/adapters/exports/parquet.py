@@ -41,7 +41,9 @@ class ParquetExport:
             except POLARS_FAILED as error:
                 raise self._unreadable(error) from error
         if tuple(self._schema) != self.header:
-            raise ExportError(f"{path} cannot be read as Parquet: its columns are not those it announces.")
+            raise ExportError(
+                f"{path} cannot be read as Parquet: its columns are not those it announces. Export or copy it again."
+            )
 
     def blocks(self, columns: Sequence[str]) -> Iterator[Block]:
         """As `Export.blocks`; values become text as `values.text` says."""
@@ -62,7 +64,10 @@ class ParquetExport:
                     yield Block(without_words(frame, self._null_values), row, None)
                     row += frame.height
                 if row - 1 != first + count:
-                    raise ExportError(f"{self.path}: {row - 1:,} rows could be read of {first + count:,} announced.")
+                    raise ExportError(
+                        f"{self.path}: {row - 1:,} rows could be read of {first + count:,} announced. "
+                        "Export or copy it again."
+                    )
         self._fingerprint = fingerprint(self.path)
         if (self._fingerprint.size, self._fingerprint.mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise changed(self.path)

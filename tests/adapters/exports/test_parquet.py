@@ -104,7 +104,10 @@ def test_a_table_without_rows_has_no_blocks(tmp_path: Path) -> None:
 
 def test_columns_of_one_name_or_none_are_refused(tmp_path: Path) -> None:
     """By position; another case is another name."""
-    for names, said in (("aba", "columns 1 and 3 are both named 'a'"), (("a", " ", "b"), "column 2 has no name")):
+    for names, said in (
+        ("aba", "columns 1 and 3 are both named 'a'"),
+        (("a", " ", "b"), "column 2 has no name. Give it one when exporting"),
+    ):
         table = pa.Table.from_arrays([pa.array([1])] * 3, names=list(names))
         with pytest.raises(ExportError, match=said):
             open_export(written(tmp_path, table), Csv())
