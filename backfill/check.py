@@ -6,6 +6,7 @@ stations: journaled before the first byte, in the ledger afterwards, and never s
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +17,11 @@ import httpx
 from backfill import settle
 from backfill.adapters import exports
 from backfill.adapters import transport as http
+from backfill.adapters.exports import Located
 from backfill.adapters.interaction_api import Credentials, InteractionApi
 from backfill.adapters.journal import Journal
 from backfill.adapters.ledger import Ledger
+from backfill.adapters.scratch import Scratch
 from backfill.adapters.state import JobFile, StateDirectory, Tenant
 from backfill.core.calls import CALLS
 from backfill.core.columns import ColumnMap, resolve
@@ -45,32 +48,37 @@ _PROBING_S = 30.0
 class Matched:
     """How one export's columns were matched; `problem`: why they could not be, `columns` then being None."""
 
-    path: Path
+    path: Located
     columns: ColumnMap | None
     unused: tuple[str, ...] = ()
     problem: BackfillError | None = None
 
 
-def match(given: Sequence[Path], config: RunConfig) -> list[Matched]:
+def match(given: Sequence[Located], config: RunConfig) -> list[Matched]:
     """The exports that `given` stands for, each with what its header comes to. No row is judged.
 
     Raises: ExportError where nothing is found.
     """
-    return [_matched(path, config) for path in exports.find(given)]
+    found = exports.find(given)
+    with contextlib.ExitStack() as resources:
+        folder = None
+        if not all(isinstance(path, Path) for path in found):  # objects are fetched to there, one after another
+            folder = resources.enter_context(Scratch()).folder
+        return [_matched(path, config, folder) for path in found]
 
 
-def _matched(path: Path, config: RunConfig) -> Matched:
+def _matched(path: Located, config: RunConfig, folder: Path | None) -> Matched:
     try:
-        export = exports.open_export(path, config.csv)
-        columns = resolve(
-            config.columns,
-            export.header,
-            export=str(path),
-            key_required=config.rows.customer_key_required,
-            identity=config.rows.identity or (),
-            beginning=export.beginning,
-            csv=config.csv,
-        )
+        with exports.opened(path, config.csv, folder=folder) as export:
+            columns = resolve(
+                config.columns,
+                export.header,
+                export=str(path),
+                key_required=config.rows.customer_key_required,
+                identity=config.rows.identity or (),
+                beginning=export.beginning,
+                csv=config.csv,
+            )
     except BackfillError as error:
         return Matched(path=path, columns=None, problem=error)
     used = set(columns.used)
@@ -162,7 +170,7 @@ class Order:
     """What shall be probed, and for whom; the keys are those of `run.Order`."""
 
     config: RunConfig
-    exports: tuple[Path, ...]
+    exports: tuple[Located, ...]
     state: Path
     credentials: Credentials
     proxies: Proxies = field(default_factory=Proxies)

@@ -16,6 +16,7 @@ import polars as pl
 
 from backfill import stage
 from backfill.adapters import exports
+from backfill.adapters.exports import Located
 from backfill.adapters.scratch import Scratch
 from backfill.adapters.state import JobFile, StateDirectory, Tenant
 from backfill.core import forecast
@@ -36,10 +37,13 @@ BUSIEST = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What the user asked for. `exports`: files, directories and globs; `show`: so many interactions as JSON."""
+    """What the user asked for.
+
+    `exports`: files, directories, globs, and the same in object stores; `show`: so many interactions as JSON.
+    """
 
     config: RunConfig
-    exports: tuple[Path, ...]
+    exports: tuple[Located, ...]
     state: Path
     latency_s: float
     show: int
@@ -207,10 +211,13 @@ class _Reading:
         self._pending: list[pl.DataFrame] = []
         self._pending_rows = 0
 
-    def take(self, number: int, path: Path) -> tuple[int, int]:
+    def take(self, number: int, path: Located) -> tuple[int, int]:
         """Read one export to its end: how many rows it has, and how many of them are invalid."""
+        with exports.opened(path, self._order.config.csv, folder=self._scratch.folder) as export:
+            return self._read(export, number, path)
+
+    def _read(self, export: exports.Export, number: int, path: Located) -> tuple[int, int]:
         config = self._order.config
-        export = exports.open_export(path, config.csv)
         read = invalid = 0
         reasons: Counter[str] = Counter()
         for parts, judged in stage.judged_blocks(export, number, config, self._rules):

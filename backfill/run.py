@@ -20,6 +20,7 @@ from zoneinfo import ZoneInfo
 
 from backfill import stage
 from backfill.adapters import staging
+from backfill.adapters.exports import Located, located
 from backfill.adapters.interaction_api import Credentials
 from backfill.adapters.journal import Journal
 from backfill.adapters.seen import Seen
@@ -68,7 +69,7 @@ class Order:
     """
 
     config: RunConfig
-    exports: tuple[Path, ...]
+    exports: tuple[Located, ...]
     state: Path
     credentials: Credentials
     changed: bool = False
@@ -100,7 +101,7 @@ class _Execution:
         self._left_of_limit = order.limit
         self._stopped: Stopped | None = None
         self._warnings: list[str] = []
-        self._not_taken: tuple[Path, ...] = ()
+        self._not_taken: tuple[Located, ...] = ()
         tenant = Tenant(
             base_url=self._config.api.base_url, site_key=self._config.api.site_key, call=self._config.api.call
         )
@@ -212,7 +213,7 @@ class _Execution:
                 if folder.name not in frozen_loads:
                     _remove(folder)
 
-    def _must_be_known_again(self, changed: Sequence[Path]) -> None:
+    def _must_be_known_again(self, changed: Sequence[Located]) -> None:
         """Of an export that was staged before, only the new rows may be sent: so the others must be told from them."""
         if changed and self._config.rows.duplicates == "send":
             raise ConfigurationError(
@@ -240,8 +241,8 @@ class _Execution:
         return all(staging.is_arranged(folder, piece.piece) for piece in staging.read_manifest(folder).pieces)
 
     def _unfreeze_changed(
-        self, journal: Journal, unfinished: Sequence[Load], new: tuple[Path, ...]
-    ) -> tuple[Path, ...]:
+        self, journal: Journal, unfinished: Sequence[Load], new: tuple[Located, ...]
+    ) -> tuple[Located, ...]:
         """Compare the frozen keys of unfinished loads. One of which nothing may have been applied is spooled again."""
         for load in unfinished:
             changed = "; ".join(differences(load.config, frozen(self._config)))
@@ -261,7 +262,7 @@ class _Execution:
             self._write_job(replace(self._job, loads=self._job.loads[:-1]))
             _remove(self._folder(load.load))
             Seen(self._state.path).forget_after(load.load - 1)
-            new = (*(Path(export.path) for export in load.exports), *new)
+            new = (*(located(export.path) for export in load.exports), *new)
         return new
 
     def _hindrance(self, journal: Journal, load: Load) -> str | None:
@@ -269,14 +270,14 @@ class _Execution:
         if load is not self._job.loads[-1] or not journal.is_unapplied(load.load):
             return "Rows of it were sent, or decided about, so it keeps those."
         for export in load.exports:
-            became = what_became_of(Path(export.path), export, surely=True)
+            became = what_became_of(located(export.path), export, surely=True)
             if became is not None:
                 return f"It can be staged anew only from its exports as they were, but {export.path}: {became}"
         return None
 
     # The stations
 
-    def _stage(self, journal: Journal, new: Sequence[Path]) -> Load | None:
+    def _stage(self, journal: Journal, new: Sequence[Located]) -> Load | None:
         number = len(self._job.loads) + 1
         folder = self._folder(number)
         try:
@@ -371,7 +372,7 @@ class _Execution:
             day_ends_at_s=now_s + until_s["day ends"],
         )
 
-    def _settle(self, journal: Journal, named: Sequence[Path]) -> Summary:
+    def _settle(self, journal: Journal, named: Sequence[Located]) -> Summary:
         counts = settle(
             loads_on_disk(self._state.path, self._job, self._order.ledger_key),
             journal,

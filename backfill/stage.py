@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import polars as pl
 
 from backfill.adapters import exports, staging
+from backfill.adapters.exports import Located
 from backfill.adapters.staging import Manifest, StagedExport
 from backfill.core import arrange as arranging
 from backfill.core.calls import CALLS
@@ -30,7 +31,7 @@ from backfill.repeats import Repeats
 
 
 def spool(
-    paths: Sequence[Path],
+    paths: Sequence[Located],
     config: RunConfig,
     folder: Path,
     *,
@@ -42,10 +43,10 @@ def spool(
 ) -> Manifest:
     """Read the exports into `folder` and write the manifest that freezes the load.
 
-    `paths`: files, as `exports.find` lists them. `first_request`: the number of the first request; more than 1 where
-    the load was staged and tried before, since the contents of a request that was ever tried never change. `now` bounds
-    timestamps where time.not_after says nothing. Begins with an empty folder whatever is in it, and leaves none behind
-    when it does not come to its end.
+    `paths`: files and objects, as `exports.find` lists them; an object is fetched into `folder` while it is read.
+    `first_request`: the number of the first request; more than 1 where the load was staged and tried before, since the
+    contents of a request that was ever tried never change. `now` bounds timestamps where time.not_after says nothing.
+    Begins with an empty folder whatever is in it, and leaves none behind when it does not come to its end.
     Raises ConfigurationError, ExportError (also for an export with more invalid rows than rows.max_rejected),
     StorageError, and StoppedEarly soon after `stopped()` is true.
     """
@@ -156,9 +157,12 @@ class _Spooling:
     def properties(self) -> tuple[str, ...]:
         return tuple(sorted(self._properties))
 
-    def take(self, number: int, path: Path) -> StagedExport:
+    def take(self, number: int, path: Located) -> StagedExport:
         """Read one export to its end."""
-        export = exports.open_export(path, self._config.csv)
+        with exports.opened(path, self._config.csv, folder=self._folder, stopped=self._stopped) as export:
+            return self._read(export, number, path)
+
+    def _read(self, export: exports.Export, number: int, path: Located) -> StagedExport:
         read = valid = 0
         reasons: dict[str, int] = {}
         for block in judged_blocks(export, number, self._config, self._rules):
@@ -263,7 +267,7 @@ def judged_blocks(export: exports.Export, number: int, config: RunConfig, rules:
         yield JudgedBlock(parts, judge(parts, rules))
 
 
-def over_limit(path: Path, config: RunConfig, *, read: int, invalid: int, reasons: Mapping[str, int]) -> str | None:
+def over_limit(path: Located, config: RunConfig, *, read: int, invalid: int, reasons: Mapping[str, int]) -> str | None:
     """Why an export is refused that has more invalid rows than rows.max_rejected, as a sentence; None if it has not."""
     allowed = refused_limit(config.rows.max_rejected, read)
     if invalid <= allowed:

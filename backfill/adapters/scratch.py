@@ -42,6 +42,11 @@ class Scratch:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._folder.cleanup()
 
+    @property
+    def folder(self) -> Path:
+        """For files that others need meanwhile; gone with the rest."""
+        return Path(self._folder.name)
+
     def write(self, rows: pl.DataFrame) -> None:
         """Adds a part. Raises: StorageError."""
         path = Path(self._folder.name) / f"{len(self._parts):05}.parquet"

@@ -16,6 +16,7 @@ import click
 
 from backfill.cli import options, output
 from backfill.cli.signals import Watch
+from backfill.core.address import Address
 from backfill.core.errors import BackfillError, ExitCode
 from backfill.core.stop import Stop
 
@@ -26,7 +27,7 @@ T = TypeVar("T")
 
 
 @click.command("check", short_help="Explain configuration, columns and credentials; --probe finds the tenant's form.")
-@click.argument("exports", nargs=-1, type=click.Path(path_type=Path), metavar="[EXPORT]...")
+@click.argument("exports", nargs=-1, type=options.EXPORT, metavar="[EXPORT]...")
 @options.config
 @options.state
 @options.sets
@@ -38,7 +39,7 @@ T = TypeVar("T")
 @click.option("--yes", is_flag=True, help="Do not ask before a probe.")
 @options.json
 def command(
-    exports: tuple[Path, ...],
+    exports: tuple[Path | Address, ...],
     config_file: Path | None,
     state: Path | None,
     sets: tuple[str, ...],
@@ -142,7 +143,7 @@ def _may_ask(*, probe: bool, yes: bool, as_json: bool) -> None:
         )
 
 
-def _agreed(chosen: "Settings", exports: Sequence[Path]) -> bool:
+def _agreed(chosen: "Settings", exports: Sequence[Path | Address]) -> bool:
     named = str(exports[0]) if len(exports) == 1 else f"{exports[0]} and {len(exports) - 1} more"
     output.log(
         f"A probe delivers one row of {named} for real, to {chosen.config.api.base_url}: at most 8 calls, of "

@@ -13,6 +13,7 @@ from typing import Any
 from backfill.check import Matched, Probed, Token
 from backfill.cli.render import labelled, many
 from backfill.cli.settings import Settings
+from backfill.core.address import Address
 from backfill.core.calls import CALLS
 from backfill.core.columns import ColumnMap
 from backfill.core.config import SECTIONS, ColumnSource, Constant, FromColumn, Template
@@ -110,7 +111,7 @@ def _secrets(secrets: Mapping[str, str | None]) -> list[str]:
 
 def _exports(exports: Sequence[Matched]) -> list[str]:
     """One block for all exports with the same columns, since most have."""
-    alike: dict[tuple[ColumnMap | None, tuple[str, ...], str], list[Path]] = {}
+    alike: dict[tuple[ColumnMap | None, tuple[str, ...], str], list[Path | Address]] = {}
     for each in exports:
         key = (each.columns, each.unused, each.problem.message if each.problem else "")
         alike.setdefault(key, []).append(each.path)

@@ -1,14 +1,35 @@
 """Options that several commands share, each spelled and explained once."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from backfill.core.address import Address, is_address, parse_address
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _PATH = click.Path(path_type=Path)
+
+
+class _Export(click.Path):
+    """A path, or the address of an object, of which a Path would lose a slash."""
+
+    def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, Address):
+            return value
+        text = os.fspath(value)
+        if not is_address(text):
+            return super().convert(text, param, ctx)
+        try:
+            return parse_address(text)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+EXPORT = _Export(path_type=Path)
 
 
 def config(command: _F) -> _F:

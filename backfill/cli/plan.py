@@ -11,10 +11,11 @@ from types import FrameType
 import click
 
 from backfill.cli import options, output
+from backfill.core.address import Address
 
 
 @click.command("plan", short_help="What a run would do: rows, cost, duration, and what is wrong with which rows.")
-@click.argument("exports", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="EXPORT...")
+@click.argument("exports", nargs=-1, required=True, type=options.EXPORT, metavar="EXPORT...")
 @options.config
 @options.state
 @options.sets
@@ -38,7 +39,7 @@ from backfill.cli import options, output
 )
 @options.json
 def command(
-    exports: tuple[Path, ...],
+    exports: tuple[Path | Address, ...],
     config_file: Path | None,
     state: Path | None,
     sets: tuple[str, ...],

@@ -13,6 +13,7 @@ import click
 
 from backfill.cli import options, output, render
 from backfill.cli.signals import Watch
+from backfill.core.address import Address
 from backfill.core.errors import StoppedEarly, Unusable
 from backfill.core.stop import Stop
 from backfill.core.wording import nothing_to_go_on_with
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command("run", short_help="Stage, deliver and settle exports; or go on with what is unfinished.")
-@click.argument("exports", nargs=-1, type=click.Path(path_type=Path), metavar="[EXPORT]...")
+@click.argument("exports", nargs=-1, type=options.EXPORT, metavar="[EXPORT]...")
 @options.config
 @options.state
 @options.sets
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 @click.option("--require-state", is_flag=True, help="Refuse (78) to begin a job that has no state yet.")
 @options.json
 def command(
-    exports: tuple[Path, ...],
+    exports: tuple[Path | Address, ...],
     config_file: Path | None,
     state: Path | None,
     sets: tuple[str, ...],
@@ -46,7 +47,8 @@ def command(
     require_state: bool,
     as_json: bool,
 ) -> int:
-    """Stages, delivers and settles exports: CSV or Parquet files, directories of them, or globs.
+    """Stages, delivers and settles exports: CSV or Parquet files, directories of them, or globs; also
+    s3://, gs:// and az://, with the credentials that the environment names as usual for them.
 
     Without EXPORT it goes on with what is unfinished. Running the same command again is always safe: what was
     delivered is not sent again. Credentials are read from BACKFILL_CLIENT_ID and BACKFILL_CLIENT_SECRET, or
@@ -118,7 +120,7 @@ def command(
     return int(summary.exit_code)
 
 
-def _may_begin(directory: "StateDirectory", exports: tuple[Path, ...], require_state: bool) -> None:
+def _may_begin(directory: "StateDirectory", exports: tuple[Path | Address, ...], require_state: bool) -> None:
     """Raises: Unusable where there is no state and none may be made. Asked before the lock, which would make one."""
     if directory.exists():
         return

@@ -14,6 +14,7 @@ from typing import Any
 
 from backfill.adapters.interaction_api import Credentials
 from backfill.adapters.state import StateDirectory
+from backfill.core.address import Address
 from backfill.core.config import RunConfig
 from backfill.core.errors import ConfigurationError, Unusable
 from backfill.core.settings import Given, merge, parse
@@ -51,7 +52,7 @@ def choose(
     state: Path | None,
     sets: Sequence[str],
     sandbox: bool,
-    exports: Sequence[Path],
+    exports: Sequence[Path | Address],
     environment: Mapping[str, str],
 ) -> Settings:
     """The configuration and the state for `run`. Relative paths count from the working directory.
@@ -127,7 +128,7 @@ def locate_state(
 _UNUSED_API = {"base_url": SANDBOX_URL, "site_key": "unused"}
 
 
-def find_config(flag: Path | None, environment: Mapping[str, str], exports: Sequence[Path]) -> Path | None:
+def find_config(flag: Path | None, environment: Mapping[str, str], exports: Sequence[Path | Address]) -> Path | None:
     """--config > BACKFILL_CONFIG > ./backfill.toml > backfill.toml in an EXPORT directory; None if there is none.
 
     Raises: ConfigurationError where a named one is missing, or two directories bring one each.
@@ -145,7 +146,7 @@ def find_config(flag: Path | None, environment: Mapping[str, str], exports: Sequ
         return here
     beside: dict[Path, Path] = {}
     for export in exports:
-        if (path := export / CONFIG_NAME).is_file():
+        if isinstance(export, Path) and (path := export / CONFIG_NAME).is_file():
             beside.setdefault(path.resolve(), path)
     if len(beside) > 1:
         listed = " and ".join(str(path) for path in list(beside.values())[:2])

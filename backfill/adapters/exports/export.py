@@ -9,13 +9,23 @@ from typing import NamedTuple, Protocol
 
 import polars as pl
 
+from backfill.core.address import Address
+
 POLARS_FAILED = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 
-class Fingerprint(NamedTuple):
-    """What an export was when it was read. `sha256` is of the file as it lies there, packed or not, in hexadecimal."""
+Located = Path | Address
+"""Where an export lies: a file, or an object in a store."""
 
-    path: Path
+
+class Fingerprint(NamedTuple):
+    """What an export was when it was read.
+
+    `sha256` is of the file as it lies there, packed or not, in hexadecimal. An object has its ETag there, as
+    `core.address.Seen.identity` gives it, and no mtime (0).
+    """
+
+    path: Located
     size: int
     mtime_ns: int
     sha256: str
@@ -42,7 +52,9 @@ class Export(Protocol):
     missing (none for Parquet).
     """
 
-    path: Path
+    @property
+    def path(self) -> Located: ...
+
     header: tuple[str, ...]
     beginning: tuple[str, ...]
 

@@ -6,7 +6,7 @@ found.
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from urllib.parse import unquote
 
 import polars as pl
@@ -17,7 +17,7 @@ _FOLDER = re.compile(r"([A-Za-z_][A-Za-z0-9_.\-]*)=(.*)")
 _NULL = "__HIVE_DEFAULT_PARTITION__"  # how Hive and Spark write a folder for rows without value
 
 
-def is_partition(folder: Path) -> bool:
+def is_partition(folder: PurePath) -> bool:
     return _FOLDER.fullmatch(folder.name) is not None
 
 

@@ -1,4 +1,4 @@
-"""Finds the exports that arguments stand for: files, directories, globs.
+"""Finds the exports that arguments stand for: files, directories, globs, and the same in object stores.
 
 Looks at names only and opens nothing.
 """
@@ -10,7 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from backfill.adapters.exports.content import reading
+from backfill.adapters.exports.export import Located
+from backfill.adapters.exports.objects import find_objects
 from backfill.adapters.exports.partitions import is_partition
+from backfill.core.address import Address, is_address, parse_address
 from backfill.core.errors import ExportError
 
 _NAMES = re.compile(r"\.(?:(?:csv|tsv)(?:\.gz|\.zst)?|zip|parquet)\Z", re.IGNORECASE)
@@ -20,14 +23,25 @@ _ELSEWHERE = re.compile(r"(?:s3a?|gs|gcs|az|abfss?|adl|https?|ftp|hdfs)://?(?=[^
 """Addresses of object stores and servers; a Path has already lost one of two slashes."""
 
 
-def find(paths: Sequence[Path]) -> list[Path]:
-    """The exports that arguments stand for: files, directories, globs. Each file once.
+def located(text: str) -> Located:
+    """What a job kept as text. Only addresses that were read are kept, so each can be parsed again."""
+    return parse_address(text) if is_address(text) else Path(text)
 
-    A directory stands for its files by the names of _NAMES, and for those in its `key=value` folders. The order is that
-    of the arguments, and by name within a directory or glob. Raises ExportError for what names no export.
+
+def find(places: Sequence[Located]) -> list[Located]:
+    """The exports that arguments stand for: files, directories, globs. Each file or object once.
+
+    A directory stands for its files by the names of _NAMES, and for those in its `key=value` folders; so does an
+    address that ends in a slash. The order is that of the arguments, and by name within a directory or glob.
+    Objects come with what their store says of them. Raises ExportError for what names no export, StoppedEarly where a
+    store does not answer.
     """
-    found: dict[Path, Path] = {}
-    for argument in paths:
+    found: dict[Located, Located] = {}
+    for argument in places:
+        if isinstance(argument, Address):
+            for address in find_objects(argument, _is_export):
+                found.setdefault(address, address)
+            continue
         for path in _expanded(argument):
             found.setdefault(path.resolve(), path)
     return list(found.values())
@@ -39,8 +53,8 @@ def _expanded(argument: Path) -> list[Path]:
         raise ExportError("Standard input cannot be staged: after a crash it would be gone. Write it to a file first.")
     if _ELSEWHERE.match(text):
         raise ExportError(
-            f"{_spelled(text)} is not on a local disk, and object stores cannot be read yet. Copy the export to a "
-            "local disk and name the copy."
+            f"{_spelled(text)} is not on a local disk. Read from elsewhere are only s3://, gs:// and az:// (with both "
+            "slashes); copy other exports to a local disk and name the copy."
         )
     if argument.is_dir():
         with reading(argument):
@@ -72,6 +86,10 @@ def _spelled(address: str) -> str:
     return f"{scheme}://{rest.split('?')[0]}"
 
 
+def _is_export(name: str) -> bool:
+    return not name.startswith(".") and _NAMES.search(name) is not None
+
+
 def _inside(directory: Path) -> Iterator[Path]:
     for path in directory.iterdir():
         if path.name.startswith("."):
@@ -79,5 +97,5 @@ def _inside(directory: Path) -> Iterator[Path]:
         if path.is_dir():
             if is_partition(path):
                 yield from _inside(path)
-        elif _NAMES.search(path.name) and path.is_file():
+        elif _is_export(path.name) and path.is_file():
             yield path
