@@ -60,7 +60,7 @@ def test_a_restart_that_forgets_what_was_in_flight_is_seen(tmp_path: Path) -> No
 
 @pytest.mark.timeout(600)
 def test_an_interaction_forgotten_between_two_loads_is_seen(tmp_path: Path) -> None:
-    """The second export has some rows of the first; not remembered, they are sent again: I3."""
+    """The second export has some rows of the first; where nobody looks for them, they are sent again: I3."""
     stormy = Storm(tmp_path / "storm", seed=1, rows=1_000, variant="forgetful")
     for _ in range(2):
         stormy.round(FAIR, ())
