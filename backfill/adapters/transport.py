@@ -641,7 +641,7 @@ class _Opening:
                 server_hostname=self._origin.host,
                 ssl_handshake_timeout=self._timeout_s + 1,
             )
-        except BaseException:
+        except BaseException:  # a cancellation too: nobody else knows of this socket; it goes on up
             raw.abort()
             raise
         assert secure is not None

@@ -5,6 +5,7 @@ Holds back the lines of a footer as well, since only here the end of the text is
 
 import codecs
 import re
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Protocol
 
@@ -34,16 +35,16 @@ def marked(head: bytes) -> tuple[str, int] | None:
     return next(((encoding, len(mark)) for mark, encoding in _MARKS if head.startswith(mark)), None)
 
 
-class _Handed:
+class _Handed(ABC):
     """Hands on what `_next` makes, filling whatever it is given: small pieces are slow to parse."""
 
     def __init__(self) -> None:
         self._ready = memoryview(b"")
         self._ended = False
 
+    @abstractmethod
     def _next(self) -> bytes:
         """The next piece, perhaps an empty one; sets `_ended` with the last."""
-        raise NotImplementedError
 
     def readinto(self, target: memoryview) -> int:
         filled = 0

@@ -76,7 +76,7 @@ class _Decoder:
                 return head & 15, [self._value(head & 15) for _ in range(count)]
             case 12:
                 return self.struct()
-        raise NotImplementedError(kind)
+        raise ValueError(f"Thrift has no kind {kind}")
 
     def _varint(self) -> int:
         value = shift = 0
